@@ -1,1 +1,1 @@
-"""TBD"""
+"""What generated kernels look like. Data only; read through `importlib.resources`."""
