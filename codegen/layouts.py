@@ -1,8 +1,8 @@
 """NVFP4 storage as plain index formulas: bytes, scale factors, interleaved rows. No torch.
 
-The physical layouts are the public contract of FlashInfer's ``cute_dsl_fused_moe_nvfp4`` and of the
-128x4 block-scale layout in the PTX ISA ("Scale factor layout", ``tcgen05.mma`` block scaling) and in
-the cuBLAS documentation ("1D block scaling factors layout").
+The physical layouts are the public contract of FlashInfer's ``cute_dsl_fused_moe_nvfp4`` and of
+the 128x4 block-scale layout in the PTX ISA (``tcgen05.mma`` block scaling) and in the cuBLAS
+documentation ("1D block scaling factors layout").
 
 One FP4 tensor of R rows and K columns is three things:
 

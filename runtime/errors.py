@@ -119,9 +119,11 @@ class JitDisabled(MoejitError):
         self.hint = hint
 
     def __str__(self) -> str:
-        text = f"no compiled kernel for {self.missing}, and MOEJIT_JIT={self.mode} forbids compiling"
         hint = self.hint or "Build it ahead of time with `moejit prewarm`."
-        return f"{text}. {hint}"
+        return (
+            f"no compiled kernel for {self.missing}, and MOEJIT_JIT={self.mode} forbids compiling. "
+            f"{hint}"
+        )
 
 
 class LoadFailed(MoejitError):
@@ -157,9 +159,9 @@ class CaptureWouldCompile(MoejitError):
 
     def __str__(self) -> str:
         return (
-            f"a CUDA graph is being captured and {self.missing} is not loaded; compiling or loading "
-            "now would break the capture. Call the layer once with these shapes, or prewarm it, "
-            "before the capture."
+            f"a CUDA graph is being captured and {self.missing} is not loaded; compiling or "
+            "loading now would break the capture. Call the layer once with these shapes, or "
+            "prewarm it, before the capture."
         )
 
 
