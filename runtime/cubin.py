@@ -1,9 +1,8 @@
-"""Reads what ptxas left in a cubin: registers, stack, shared memory, code size of each kernel.
+"""Reads what a compiled layer's GPU code needs: registers, stack, shared memory, code size.
 
-Pure Python and no CUDA tool, so it works wherever a kernel was compiled. A cubin is an ELF64 file;
-the facts lie in its ``.nv.info`` sections as attribute records (format byte, attribute byte, then a
-16-bit value or a sized payload) and in the sizes of ``.text.<kernel>`` and ``.nv.shared.<kernel>``.
-The attribute numbers are those that ``cuobjdump -elf`` prints as ``EIATTR_*``.
+In: the bytes of a shared library (or a bare cubin). Out: one `KernelResources` a kernel. A cubin is an
+ELF file; the compiler stores it raw inside the library, so no CUDA tool is needed. For `runtime.inspect`
+and the tests.
 """
 
 from __future__ import annotations
@@ -12,28 +11,30 @@ import struct
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-__all__ = ["EM_CUDA", "KernelUsage", "cubins_in", "kernel_usage"]
+__all__ = ["KernelResources", "find_cubins", "kernel_resources"]
 
-EM_CUDA = 190  # e_machine of a cubin
-
-_FRAME_SIZE = 0x11  # payload: symbol index, bytes of local memory a thread's frame takes
-_MIN_STACK_SIZE = 0x12  # payload: symbol index, bytes
-_REGCOUNT = 0x2F  # payload: symbol index, registers a thread
-_REQNTID = 0x10  # payload: three dimensions of the required block
-_SVAL = 0x04  # format: a 16-bit payload size follows; formats 1 to 3 hold their value in 16 bits
+_EM_CUDA = 190
+_SHT_SYMTAB = 2
+_SHT_NOBITS = 8
+# Attributes of .nv.info that hold (symbol, value) pairs; names as in cuobjdump -elf.
+_REGCOUNT, _FRAME_SIZE, _MIN_STACK_SIZE = 0x2F, 0x11, 0x12
+# Attributes of .nv.info.<kernel> that hold three dimensions.
+_MAX_THREADS, _REQNTID = 0x05, 0x10
+_FORM_SIZED = 4  # u16 size and payload follow; other forms hold their value in two bytes
 
 
 @dataclass(frozen=True, kw_only=True)
-class KernelUsage:
-    """What one kernel takes on the device.
+class KernelResources:
+    """What one kernel needs, from its cubin.
 
     Attributes:
         name: symbol of the kernel.
-        registers: 32-bit registers a thread.
-        stack_bytes: local memory a thread's frame takes: spills and indexed arrays; 0 is the aim.
-        static_smem_bytes: shared memory fixed at compile time; the launch may ask for more.
-        code_bytes: size of the machine code.
-        threads: threads of a CTA the kernel was compiled for; 0 where it was not fixed.
+        registers: per thread.
+        stack_bytes: local memory per thread; 0 means that nothing is spilled.
+        static_smem_bytes: shared memory that the cubin declares; dynamic shared memory comes with
+            the launch and is not in the cubin.
+        code_bytes: size of the instructions.
+        threads: threads of a CTA that the kernel was compiled for, 0 where it does not say.
     """
 
     name: str
@@ -44,112 +45,104 @@ class KernelUsage:
     threads: int
 
 
-def kernel_usage(cubin: bytes) -> tuple[KernelUsage, ...]:
-    """The resource usage of every kernel in a cubin, sorted by symbol.
+@dataclass(frozen=True)
+class _Section:
+    name: str
+    kind: int
+    offset: int
+    size: int
+    link: int
 
-    Raises:
-        ValueError: these bytes are not a cubin.
-    """
-    elf = _Elf(cubin)
-    registers: dict[str, int] = {}
-    stack: dict[str, int] = {}
-    threads: dict[str, int] = {}
-    for name, data in elf.sections.items():
-        if not name.startswith(".nv.info"):
-            continue
-        for attribute, payload in _attributes(data):
-            if attribute in (_REGCOUNT, _FRAME_SIZE, _MIN_STACK_SIZE):
-                symbol, value = struct.unpack_from("<II", payload)
-                table = registers if attribute == _REGCOUNT else stack
-                kernel = elf.symbols[symbol]
-                table[kernel] = max(table.get(kernel, 0), value)
-            elif attribute == _REQNTID:
-                x, y, z = struct.unpack_from("<III", payload)
-                threads[name.removeprefix(".nv.info.")] = x * y * z
+
+def find_cubins(blob: bytes) -> list[bytes]:
+    """Every cubin inside ``blob``, in the order they are stored."""
     found = []
-    for section, data in elf.sections.items():
-        if section.startswith(".text."):
-            kernel = section.removeprefix(".text.")
-            found.append(
-                KernelUsage(
-                    name=kernel,
-                    registers=registers.get(kernel, 0),
-                    stack_bytes=stack.get(kernel, 0),
-                    static_smem_bytes=elf.sizes.get(f".nv.shared.{kernel}", 0),
-                    code_bytes=len(data),
-                    threads=threads.get(kernel, 0),
-                )
-            )
-    return tuple(sorted(found, key=lambda usage: usage.name))
-
-
-def cubins_in(blob: bytes) -> list[bytes]:
-    """Every cubin that lies uncompressed in ``blob``, for example in a layer's shared library."""
-    found, at = [], blob.find(b"\x7fELF")
+    at = blob.find(b"\x7fELF")
     while at >= 0:
-        if blob[at + 18 : at + 20] == struct.pack("<H", EM_CUDA):
-            end = at + _elf_end(blob[at:])
-            found.append(blob[at:end])
-        at = blob.find(b"\x7fELF", at + 4)
+        if len(blob) >= at + 64 and struct.unpack_from("<H", blob, at + 18)[0] == _EM_CUDA:
+            size = _elf_size(blob, at)
+            found.append(blob[at : at + size])
+            at += size - 1
+        at = blob.find(b"\x7fELF", at + 1)
     return found
 
 
-def _attributes(data: bytes) -> Iterator[tuple[int, bytes]]:
-    at = 0
-    while at + 4 <= len(data):
-        kind, attribute, value = struct.unpack_from("<BBH", data, at)
+def kernel_resources(blob: bytes) -> list[KernelResources]:
+    """The kernels of every cubin inside ``blob``, sorted by name."""
+    found = [kernel for cubin in find_cubins(blob) for kernel in _kernels(cubin)]
+    return sorted(found, key=lambda kernel: kernel.name)
+
+
+def _elf_size(blob: bytes, at: int) -> int:
+    shoff, shentsize, shnum = _section_table(blob, at)
+    ends = [shoff + shentsize * shnum]
+    for index in range(shnum):
+        _, kind, _, _, offset, size = struct.unpack_from("<IIQQQQ", blob, at + shoff + index * shentsize)
+        ends.append(offset + (0 if kind == _SHT_NOBITS else size))
+    return int(max(ends))
+
+
+def _section_table(blob: bytes, at: int = 0) -> tuple[int, int, int]:
+    shoff = struct.unpack_from("<Q", blob, at + 40)[0]
+    shentsize, shnum = struct.unpack_from("<HH", blob, at + 58)
+    return shoff, shentsize, shnum
+
+
+def _sections(cubin: bytes) -> list[_Section]:
+    shoff, shentsize, shnum = _section_table(cubin)
+    raw = [struct.unpack_from("<IIQQQQI", cubin, shoff + i * shentsize) for i in range(shnum)]
+    names_at = raw[struct.unpack_from("<H", cubin, 62)[0]][4]
+    return [
+        _Section(_text_at(cubin, names_at + name), kind, offset, size, link)
+        for name, kind, _flags, _addr, offset, size, link in raw
+    ]
+
+
+def _text_at(cubin: bytes, at: int) -> str:
+    return cubin[at : cubin.index(b"\0", at)].decode()
+
+
+def _kernels(cubin: bytes) -> Iterator[KernelResources]:
+    sections = _sections(cubin)
+    symbols: list[str] = []
+    for section in sections:
+        if section.kind == _SHT_SYMTAB:
+            names_at = sections[section.link].offset
+            for at in range(section.offset, section.offset + section.size, 24):
+                symbols.append(_text_at(cubin, names_at + struct.unpack_from("<I", cubin, at)[0]))
+    by_name = {section.name: section for section in sections}
+    pairs: dict[tuple[int, str], int] = {}
+    if ".nv.info" in by_name:
+        for attribute, payload in _attributes(cubin, by_name[".nv.info"]):
+            if attribute in (_REGCOUNT, _FRAME_SIZE, _MIN_STACK_SIZE) and len(payload) >= 8:
+                symbol, value = struct.unpack_from("<II", payload)
+                if symbol < len(symbols):
+                    pairs[attribute, symbols[symbol]] = value
+    for name in sorted(name for attribute, name in pairs if attribute == _REGCOUNT):
+        text = by_name.get(f".text.{name}")
+        smem = by_name.get(f".nv.shared.{name}")
+        threads = 0
+        if info := by_name.get(f".nv.info.{name}"):
+            for attribute, payload in _attributes(cubin, info):
+                if attribute in (_MAX_THREADS, _REQNTID) and len(payload) >= 12:
+                    x, y, z = struct.unpack_from("<III", payload)
+                    threads = x * y * z
+        stack = max(pairs.get((_FRAME_SIZE, name), 0), pairs.get((_MIN_STACK_SIZE, name), 0))
+        yield KernelResources(
+            name=name,
+            registers=pairs[_REGCOUNT, name],
+            stack_bytes=stack,
+            static_smem_bytes=smem.size if smem else 0,
+            code_bytes=text.size if text else 0,
+            threads=threads,
+        )
+
+
+def _attributes(cubin: bytes, section: _Section) -> Iterator[tuple[int, bytes]]:
+    at, end = section.offset, section.offset + section.size
+    while at + 4 <= end:
+        form, attribute, value = struct.unpack_from("<BBH", cubin, at)
         at += 4
-        if kind == _SVAL:
-            yield attribute, data[at : at + value]
+        if form == _FORM_SIZED:
+            yield attribute, cubin[at : at + value]
             at += value
-        else:
-            yield attribute, data[at - 2 : at]
-
-
-def _elf_end(blob: bytes) -> int:
-    """End of the section and program header tables: the last things in a cubin."""
-    phoff, shoff = struct.unpack_from("<QQ", blob, 32)
-    phentsize, phnum, shentsize, shnum = struct.unpack_from("<HHHH", blob, 54)
-    return int(max(phoff + phentsize * phnum, shoff + shentsize * shnum))
-
-
-class _Elf:
-    """Sections and symbol names of a little-endian ELF64 file."""
-
-    def __init__(self, blob: bytes) -> None:
-        if blob[:6] != b"\x7fELF\x02\x01" or len(blob) < 64:
-            raise ValueError("not an ELF64 file")
-        machine = struct.unpack_from("<H", blob, 18)[0]
-        if machine != EM_CUDA:
-            raise ValueError(f"an ELF file for machine {machine}, not a cubin ({EM_CUDA})")
-        (shoff,) = struct.unpack_from("<Q", blob, 40)
-        shentsize, shnum, shstrndx = struct.unpack_from("<HHH", blob, 58)
-        try:
-            headers = [
-                struct.unpack_from("<IIQQQQII", blob, shoff + i * shentsize) for i in range(shnum)
-            ]
-            names = self._bytes(blob, headers[shstrndx])
-        except (struct.error, IndexError):
-            raise ValueError("a cubin that was cut short") from None
-        self.sections: dict[str, bytes] = {}
-        self.sizes: dict[str, int] = {}
-        self.symbols: list[str] = []
-        for header in headers:
-            name = _text(names, header[0])
-            self.sizes[name] = header[5]
-            self.sections[name] = self._bytes(blob, header)
-            if header[1] == 2:  # SHT_SYMTAB; its link is the string table
-                strings = self._bytes(blob, headers[header[6]])
-                table = self.sections[name]
-                for at in range(0, len(table) - 23, 24):
-                    self.symbols.append(_text(strings, struct.unpack_from("<I", table, at)[0]))
-
-    @staticmethod
-    def _bytes(blob: bytes, header: tuple[int, ...]) -> bytes:
-        if header[1] == 8:  # SHT_NOBITS has a size and no bytes
-            return b""
-        return blob[header[4] : header[4] + header[5]]
-
-
-def _text(strings: bytes, at: int) -> str:
-    return strings[at : strings.index(b"\0", at)].decode("utf-8", "replace")
