@@ -1,0 +1,87 @@
+"""The command line: `moejit demo | prewarm | inspect | cache | doctor`.
+
+Each command lives in a module of its own and imports what it needs when it runs, so that
+``moejit --help`` loads neither torch nor the compiler. Errors that moejit raises on purpose become one
+message on standard error and exit code 2; anything else is a fault of ours and keeps its traceback.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from typing import Annotated
+
+import typer
+
+import moejit
+from moejit.codegen.errors import MoejitError
+from moejit.runtime.cli import cache, demo, doctor, inspect, prewarm
+
+__all__ = ["app", "main"]
+
+EXIT_FAILED = 1  # the command ran, and something that it checked or built is not right
+EXIT_USAGE = 2  # the command could not run as asked
+
+app = typer.Typer(
+    name="moejit",
+    help="JIT generator of NVFP4 fused mixture-of-experts kernels.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+app.command("demo")(demo.demo)
+app.command("prewarm")(prewarm.prewarm)
+app.command("inspect")(inspect.inspect)
+app.command("doctor")(doctor.doctor)
+app.add_typer(cache.app, name="cache")
+
+
+def _version(asked: bool) -> None:
+    if asked:
+        typer.echo(f"moejit {moejit.__version__}")
+        raise typer.Exit()
+
+
+@app.callback()
+def _options(
+    version: Annotated[
+        bool,
+        typer.Option(
+            "--version", callback=_version, is_eager=True, help="Print the version and exit."
+        ),
+    ] = False,
+) -> None:
+    """JIT generator of NVFP4 fused mixture-of-experts kernels."""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command.
+
+    Args:
+        argv: Arguments without the program's name; None takes those of the process.
+
+    Returns:
+        0; 1 if something that was checked or built is not right; 2 for a bad option, setting or
+        argument, with the reason on standard error.
+    """
+    try:
+        app(args=None if argv is None else list(argv), prog_name="moejit")
+    except SystemExit as exc:
+        return exc.code if isinstance(exc.code, int) else int(exc.code is not None)
+    except MoejitError as exc:
+        return _fail(exc)
+    except BrokenPipeError:  # the reader of a pipe left, as `moejit inspect --source | head` does
+        sys.stderr.close()
+        return 0
+    except Exception as exc:
+        from moejit.cache.errors import CacheError
+
+        if isinstance(exc, CacheError):
+            return _fail(exc)
+        raise
+    return 0
+
+
+def _fail(exc: Exception) -> int:
+    typer.echo(f"moejit: {exc}", err=True)
+    return EXIT_USAGE
