@@ -1,20 +1,20 @@
 """Every setting of moejit, read once from the environment into one frozen object.
 
-Nothing else in the package reads `os.environ`. `settings()` gives the process's object, `scope` swaps
-it for the length of a ``with`` block (tests, `moejit` commands), `Settings.describe` says what each
-value is and where it came from (`moejit doctor`, `docs/settings.md`).
+Nothing else in the package reads `os.environ`. `settings()` gives the process's object, `scope`
+swaps it for the length of a ``with`` block (tests, `moejit` commands), `Settings.describe` says what
+each value is and where it came from (`moejit doctor`, `docs/settings.md`).
 """
 
 from __future__ import annotations
 
 import os
-import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
+from moejit.cache.paths import default_lock_dir, default_root
 from moejit.codegen.arch import ARCHS
 from moejit.codegen.errors import MoejitError
 
@@ -54,12 +54,15 @@ class BadSetting(MoejitError, ValueError):
         self.variable, self.value, self.choices = variable, value, choices
 
     def __str__(self) -> str:
-        return f"{self.variable} is {self.value!r}; it must be {self.choices}. Unset it for the default."
+        return (
+            f"{self.variable} is {self.value!r}; it must be {self.choices}. "
+            "Unset it for the default."
+        )
 
 
 @dataclass(frozen=True)
 class Described:
-    """One setting as people see it: its name, variable, value, where it came from, and its meaning."""
+    """One setting as people see it, with the variable it can come from and the one it did."""
 
     name: str
     variable: str
@@ -80,19 +83,15 @@ class Settings:
         lock_dir: folder of the locks that keep two processes from compiling the same layer. Local
             to the machine, so that a cache on a network file system works.
         lock_timeout_s: longest wait for another process's compile before compiling it here too.
-        linker: command that links a shared library; None looks for ``cc``, ``gcc``, ``clang``, ``ld``.
+        linker: command that links a shared library; None looks for cc, gcc, clang, ld.
         dsl_overrides: ``CUTE_DSL_*`` variables set to values that would change compiled code.
     """
 
     backend: str = field(default="auto", metadata={"env": "MOEJIT_BACKEND"})
     arch: str | None = field(default=None, metadata={"env": "MOEJIT_ARCH"})
     jit: str = field(default="auto", metadata={"env": "MOEJIT_JIT"})
-    cache_dir: Path = field(
-        default=Path("~/.cache/moejit"), metadata={"env": "MOEJIT_CACHE_DIR or XDG_CACHE_HOME"}
-    )
-    lock_dir: Path = field(
-        default=Path(tempfile.gettempdir()) / "moejit", metadata={"env": "XDG_RUNTIME_DIR"}
-    )
+    cache_dir: Path = field(metadata={"env": "MOEJIT_CACHE_DIR"})
+    lock_dir: Path = field(metadata={"env": "XDG_RUNTIME_DIR"})
     lock_timeout_s: float = field(default=600.0, metadata={"env": "MOEJIT_LOCK_TIMEOUT_S"})
     linker: str | None = field(default=None, metadata={"env": "CC"})
     dsl_overrides: tuple[str, ...] = field(default=(), metadata={"env": "CUTE_DSL_*"})
@@ -131,10 +130,8 @@ class Settings:
         take("lock_timeout_s", "MOEJIT_LOCK_TIMEOUT_S", _seconds)
         take("linker", "CC")
         if not take("cache_dir", "MOEJIT_CACHE_DIR", _folder):
-            if not take("cache_dir", "XDG_CACHE_HOME", lambda text: _folder(text) / "moejit"):
-                found["cache_dir"] = _folder("~/.cache/moejit")
-        if not take("lock_dir", "XDG_RUNTIME_DIR", lambda text: _folder(text) / "moejit"):
-            found["lock_dir"] = Path(tempfile.gettempdir()) / f"moejit-{_user()}"
+            found["cache_dir"] = default_root(env)
+        found["lock_dir"] = default_lock_dir(env)
         overrides = [
             f"{name}={env[name]}"
             for name, neutral in _DSL_NEUTRAL.items()
@@ -183,7 +180,7 @@ def settings() -> Settings:
 
 @contextmanager
 def scope(**changes: Any) -> Iterator[Settings]:
-    """Change settings for the length of a ``with`` block, in all threads. For tests and commands."""
+    """Change settings for the length of a ``with`` block, in all threads."""
     global _current
     before = settings()
     sources = {**before.sources, **dict.fromkeys(changes, "scope")}
@@ -208,10 +205,6 @@ def _seconds(text: str) -> float:
 
 def _folder(text: str) -> Path:
     return Path(text).expanduser().absolute()
-
-
-def _user() -> str:
-    return str(os.getuid()) if hasattr(os, "getuid") else "user"
 
 
 def _text(value: object) -> str:
