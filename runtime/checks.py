@@ -124,7 +124,15 @@ def check_arguments(
             and w2_alpha.dtype is _F32
             and fc2_input_scale.dtype is _F32
             # devices
-            and (device >= 0 or x.is_cpu)
+            and (
+                x.is_cuda
+                or (
+                    _on_cpu(
+                        x, x_sf, token_selected_experts, token_final_scales, w1_weight, w2_weight
+                    )
+                    and _on_cpu(w1_weight_sf, w2_weight_sf, w1_alpha, w2_alpha, fc2_input_scale)
+                )
+            )
             and device == x_sf.get_device() == token_selected_experts.get_device()
             and device == token_final_scales.get_device() == fc2_input_scale.get_device()
             and device == w1_weight.get_device() == w1_weight_sf.get_device()
@@ -179,6 +187,7 @@ def check_arguments(
                 moe_output.shape == (tokens, hidden)
                 and moe_output.dtype is output_dtype
                 and moe_output.get_device() == device
+                and (device >= 0 or moe_output.is_cpu)
                 and moe_output.is_contiguous()
                 and not begin & 15
                 # apart from every input: each is one range of bytes
@@ -225,3 +234,8 @@ def check_arguments(
         aux_stream,
         enable_pdl,
     )
+
+
+def _on_cpu(*tensors: torch.Tensor) -> bool:
+    """For tensors whose device index is -1, which the CPU shares with others (meta)."""
+    return all([tensor.is_cpu for tensor in tensors])

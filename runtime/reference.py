@@ -154,8 +154,8 @@ def moe_reference(
         local = _is_local(ids, local_expert_offset, experts)
         part = Intermediate(
             y=y.view(n, top_k, inter),
-            packed=packed.view(n, top_k, -1) * local.unsqueeze(-1),
-            sf=sf.view(n, top_k, -1) * local.unsqueeze(-1),
+            packed=packed.view(n, top_k, inter // 2) * local.unsqueeze(-1),
+            sf=sf.view(n, top_k, inter // SF_VEC) * local.unsqueeze(-1),
             local=local,
         )
         output[rows] = gemm2_from_codes(
@@ -236,7 +236,8 @@ def gemm2_from_codes(
     tokens, top_k = token_selected_experts.shape
     experts, hidden, half_inter = w2_weight.shape
     w2_sf = sf_storage(as_bytes(w2_weight_sf), hidden, 2 * half_inter, experts)
-    codes, scales = packed.reshape(tokens * top_k, -1), as_bytes(sf).reshape(tokens * top_k, -1)
+    codes = packed.reshape(tokens * top_k, half_inter)
+    scales = as_bytes(sf).reshape(tokens * top_k, half_inter // 8)
     result = torch.empty((tokens, hidden), dtype=output_dtype, device=packed.device)
     for rows in _token_chunks(tokens, top_k * hidden):
         ids, routing = token_selected_experts[rows], token_final_scales[rows].reshape(-1)
