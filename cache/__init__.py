@@ -1,1 +1,42 @@
-"""TBD"""
+"""Compiled layers on disk. Bytes in, verified bytes out; knows nothing of kernels.
+
+`Store.get_or_build` is the whole life of an entry; `KernelKey` says what an entry is a function
+of; `toolchain` and `host_facts` fill in who compiles. Needs the standard library and filelock.
+Imports neither torch nor cutlass, and nothing else of moejit.
+"""
+
+from __future__ import annotations
+
+from .entry import BuildInfo, Entry, FileRecord, Manifest, read_entry, verify
+from .errors import CacheError, CacheUnusable, DamagedEntry, InvalidBuild, InvalidKey
+from .fingerprint import Toolchain, find_compiler, host_facts, native_cpu, toolchain
+from .key import KEY_SCHEMA, KernelKey, canonical, why_different
+from .paths import default_lock_dir, default_root
+from .store import Store, Verdict
+
+__all__ = [
+    "KEY_SCHEMA",
+    "BuildInfo",
+    "CacheError",
+    "CacheUnusable",
+    "DamagedEntry",
+    "Entry",
+    "FileRecord",
+    "InvalidBuild",
+    "InvalidKey",
+    "KernelKey",
+    "Manifest",
+    "Store",
+    "Toolchain",
+    "Verdict",
+    "canonical",
+    "default_lock_dir",
+    "default_root",
+    "find_compiler",
+    "host_facts",
+    "native_cpu",
+    "read_entry",
+    "toolchain",
+    "verify",
+    "why_different",
+]
