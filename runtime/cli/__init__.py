@@ -7,6 +7,7 @@ message on standard error and exit code 2; anything else is a fault of ours and 
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Sequence
 from typing import Annotated
@@ -14,7 +15,6 @@ from typing import Annotated
 import typer
 
 import moejit
-from moejit.codegen.errors import MoejitError
 from moejit.runtime.cli import cache, demo, doctor, inspect, prewarm
 
 __all__ = ["app", "main"]
@@ -68,20 +68,16 @@ def main(argv: Sequence[str] | None = None) -> int:
         app(args=None if argv is None else list(argv), prog_name="moejit")
     except SystemExit as exc:
         return exc.code if isinstance(exc.code, int) else int(exc.code is not None)
-    except MoejitError as exc:
-        return _fail(exc)
-    except BrokenPipeError:  # the reader of a pipe left, as `moejit inspect --source | head` does
-        sys.stderr.close()
+    except BrokenPipeError:  # the reader of a pipe left, as in `moejit inspect --source | head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     except Exception as exc:
+        # Imported here: codegen brings the template engine along, which `--help` does not need.
         from moejit.cache.errors import CacheError
+        from moejit.codegen.errors import MoejitError
 
-        if isinstance(exc, CacheError):
-            return _fail(exc)
-        raise
+        if not isinstance(exc, (CacheError, MoejitError)):
+            raise
+        typer.echo(f"moejit: {exc}", err=True)
+        return EXIT_USAGE
     return 0
-
-
-def _fail(exc: Exception) -> int:
-    typer.echo(f"moejit: {exc}", err=True)
-    return EXIT_USAGE
