@@ -7,12 +7,12 @@ Imports neither torch nor cutlass, and nothing else of moejit.
 
 from __future__ import annotations
 
-from .entry import BuildInfo, Entry, FileRecord, Manifest, read_entry, verify
-from .errors import CacheError, CacheUnusable, DamagedEntry, InvalidBuild, InvalidKey
-from .fingerprint import Toolchain, find_compiler, host_facts, native_cpu, toolchain
-from .key import KEY_SCHEMA, KernelKey, canonical, why_different
-from .paths import default_lock_dir, default_root
-from .store import Store, Verdict
+from moejit.cache.entry import BuildInfo, Entry, FileRecord, Manifest, read_entry, verify
+from moejit.cache.errors import CacheError, CacheUnusable, DamagedEntry, InvalidBuild, InvalidKey
+from moejit.cache.fingerprint import Toolchain, find_compiler, host_facts, native_cpu, toolchain
+from moejit.cache.key import KEY_SCHEMA, KernelKey, canonical, why_different
+from moejit.cache.paths import default_lock_dir, default_root
+from moejit.cache.store import Store, Verdict
 
 __all__ = [
     "KEY_SCHEMA",

@@ -17,9 +17,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from .errors import DamagedEntry, InvalidBuild, InvalidKey
-from .key import KernelKey
-from .paths import owner_problem
+from moejit.cache.errors import DamagedEntry, InvalidBuild, InvalidKey
+from moejit.cache.key import KernelKey
+from moejit.cache.paths import owner_problem
 
 __all__ = [
     "LAST_USED",

@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from .paths import make_private_dir, owner_problem
+from moejit.cache.paths import make_private_dir, owner_problem
 
 __all__ = ["Toolchain", "find_compiler", "host_facts", "native_cpu", "toolchain"]
 

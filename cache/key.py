@@ -16,7 +16,7 @@ from dataclasses import dataclass, fields
 from types import MappingProxyType
 from typing import Any, TypeAlias
 
-from .errors import InvalidKey
+from moejit.cache.errors import InvalidKey
 
 __all__ = ["KEY_SCHEMA", "JsonValue", "KernelKey", "canonical", "why_different"]
 

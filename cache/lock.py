@@ -15,7 +15,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from .paths import host_name, make_private_dir, owner_problem, warn_once
+from moejit.cache.paths import host_name, make_private_dir, owner_problem, warn_once
 
 __all__ = ["LockState", "holder_of", "key_lock"]
 

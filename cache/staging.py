@@ -16,10 +16,10 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from .entry import LAST_USED, MANIFEST, BuildInfo, Entry, Manifest, record_files
-from .errors import InvalidBuild
-from .key import KernelKey
-from .paths import fsync_dir, host_name, make_private_dir, remove_tree
+from moejit.cache.entry import LAST_USED, MANIFEST, BuildInfo, Entry, Manifest, record_files
+from moejit.cache.errors import InvalidBuild
+from moejit.cache.key import KernelKey
+from moejit.cache.paths import fsync_dir, host_name, make_private_dir, remove_tree
 
 __all__ = [
     "copy_privately",

@@ -17,12 +17,18 @@ from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from . import staging
-from .entry import LAST_USED, BuildInfo, Entry, Manifest, read_entry, verify
-from .errors import CacheUnusable, DamagedEntry
-from .key import KernelKey
-from .lock import LockState, key_lock
-from .paths import default_lock_dir, make_private_dir, owner_problem, remove_tree, warn_once
+from moejit.cache import staging
+from moejit.cache.entry import LAST_USED, BuildInfo, Entry, Manifest, read_entry, verify
+from moejit.cache.errors import CacheUnusable, DamagedEntry
+from moejit.cache.key import KernelKey
+from moejit.cache.lock import LockState, key_lock
+from moejit.cache.paths import (
+    default_lock_dir,
+    make_private_dir,
+    owner_problem,
+    remove_tree,
+    warn_once,
+)
 
 __all__ = ["Build", "Store", "Verdict"]
 
