@@ -150,7 +150,7 @@ def publish(
             if exc.errno not in _LOST_RACE:
                 raise
         else:
-            fsync_dir(final.parent)
+            _settle(final.parent)
             return Entry(path=final, manifest=manifest)
         # Looked at once more right before it is moved: on a shared root another node, whose lock
         # is not ours, may have repaired it meanwhile.
@@ -218,6 +218,13 @@ def copy_privately(folder: Path, key: KernelKey) -> Path:
     target = new_private_dir(key)
     shutil.copytree(folder, target, dirs_exist_ok=True)
     return target
+
+
+def _settle(folder: Path) -> None:
+    try:
+        fsync_dir(folder)
+    except OSError as exc:  # published all the same; after a power cut it may be a miss
+        log.debug("flushing %s: %s", folder, exc)
 
 
 def _fsync_file(path: Path) -> None:
