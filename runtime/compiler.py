@@ -1,12 +1,12 @@
-"""Compiles the rendered source of a layer; the only module that imports the DSL, and only when asked.
+"""Compiles the rendered source of a layer: the only module that imports the DSL, when asked to.
 
 In: a `LayerSource` and an empty folder. Out, in that folder: the source files, ``kernel.ptx`` and
 ``kernel.so`` (host code, kernels and all), and a `CompileReport`. The same source gives the same
 bytes on any machine: every option is explicit, host code is built for a portable baseline, and no
 path, date or library of the build machine gets in.
 
-The DSL keeps its options and its tracing state in singletons, so one lock serialises every compile of
-a process; `runtime.prewarm` compiles in parallel by processes.
+The DSL keeps its options and its tracing state in singletons, so one lock serialises every compile
+of a process; `runtime.prewarm` compiles in parallel by processes.
 """
 
 from __future__ import annotations
@@ -32,6 +32,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+from moejit.cache.fingerprint import native_cpu
 from moejit.codegen.render import ENTRY, LayerSource
 from moejit.runtime.cubin import KernelResources, kernel_resources
 from moejit.runtime.errors import CompileFailed, LinkerMissing
@@ -54,7 +55,7 @@ PTX = "kernel.ptx"
 
 _LINKERS = ("cc", "gcc", "clang", "ld")
 # Without the C runtime's start files the library needs nothing of the build machine. Symbols bind
-# inside it and at load: a missing one is an error of the load, not the end of the process in a call.
+# inside it and at load: a missing one fails the load, instead of ending the process in a call.
 _LINK_FLAGS = ("-Bsymbolic", "-z", "now", "-z", "noexecstack", "--build-id=none")
 
 # Host code is compiled for this, not for the CPU that happens to compile it.
@@ -110,9 +111,15 @@ class CompileReport:
     def seconds(self) -> float:
         return self.trace_s + self.export_s + self.link_s
 
+    @property
+    def times(self) -> dict[str, float]:
+        """Seconds of each step."""
+        return {"trace_s": self.trace_s, "export_s": self.export_s, "link_s": self.link_s}
+
     def to_json(self) -> dict[str, Any]:
-        """The report as plain JSON values, for the manifest."""
-        return asdict(self)
+        """What the compile produced, as plain JSON values for the manifest."""
+        tree = asdict(self)
+        return {name: value for name, value in tree.items() if name not in self.times}
 
 
 def compile_layer(
@@ -166,7 +173,8 @@ def compile_layer(
 def host_baseline() -> dict[str, str]:
     """The machine and the CPU that host code is built for here; part of the cache key."""
     machine = platform.machine()
-    return {"machine": machine, "cpu": _BASELINES.get(machine, ("", "native"))[1]}
+    cpu = _BASELINES[machine][1] if machine in _BASELINES else native_cpu()
+    return {"machine": machine, "cpu": cpu}
 
 
 def kernel_names(source: LayerSource) -> tuple[str, ...]:
@@ -195,7 +203,7 @@ def find_linker(command: str | None) -> list[str]:
 
 
 def hide_gpu() -> None:
-    """Keep CUDA away from this process, a compile worker: it needs no device and must not hold one."""
+    """Keep CUDA away from this process: a compile worker needs no device and must not hold one."""
     os.environ["CUDA_VISIBLE_DEVICES"] = ""
 
 
@@ -235,7 +243,7 @@ def _export(compiled: Any, path: Path) -> dict[str, str]:
         triple, cpu = _BASELINES[machine]
     except (ImportError, AttributeError, KeyError):
         compiled.export_to_c(str(path), function_name=ENTRY)
-        return {"machine": machine, "cpu": f"native:{platform.node()}"}
+        return {"machine": machine, "cpu": native_cpu()}
     kept = {f"__tvm_ffi_{compiled.function_name}"}
     module = get_export_module(
         compiled.ir_module, f"__cute_internal_{ENTRY}", preserve_symbols=kept

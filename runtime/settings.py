@@ -1,8 +1,8 @@
 """Every setting of moejit, read once from the environment into one frozen object.
 
-Nothing else in the package reads `os.environ`. `settings()` gives the process's object, `scope`
-swaps it for the length of a ``with`` block (tests, `moejit` commands), `Settings.describe` says what
-each value is and where it came from (`moejit doctor`, `docs/settings.md`).
+Nothing else in the package reads `os.environ`. `settings()` gives the process's object,
+`scope` swaps it for the length of a ``with`` block (tests, `moejit` commands), `Settings.describe`
+says what each value is and where it came from (`moejit doctor`, `docs/settings.md`).
 """
 
 from __future__ import annotations
@@ -79,7 +79,8 @@ class Settings:
         backend: ``auto`` takes ``cuda`` for CUDA tensors and ``reference`` for CPU tensors.
         arch: compile for this target; None asks the device.
         jit: ``auto`` compiles what the cache lacks; ``off`` and ``error`` raise `JitDisabled`.
-        cache_dir: root of the on-disk cache.
+        cache_dir: root of the on-disk cache; the first folder of MOEJIT_CACHE_DIR.
+        read_only_cache_dirs: the folders after it (as in PATH): read, never written.
         lock_dir: folder of the locks that keep two processes from compiling the same layer. Local
             to the machine, so that a cache on a network file system works.
         lock_timeout_s: longest wait for another process's compile before compiling it here too.
@@ -91,8 +92,9 @@ class Settings:
     arch: str | None = field(default=None, metadata={"env": "MOEJIT_ARCH"})
     jit: str = field(default="auto", metadata={"env": "MOEJIT_JIT"})
     cache_dir: Path = field(metadata={"env": "MOEJIT_CACHE_DIR"})
+    read_only_cache_dirs: tuple[Path, ...] = field(default=(), metadata={"env": "MOEJIT_CACHE_DIR"})
     lock_dir: Path = field(metadata={"env": "XDG_RUNTIME_DIR"})
-    lock_timeout_s: float = field(default=600.0, metadata={"env": "MOEJIT_LOCK_TIMEOUT_S"})
+    lock_timeout_s: float = field(default=120.0, metadata={"env": "MOEJIT_LOCK_TIMEOUT_S"})
     linker: str | None = field(default=None, metadata={"env": "CC"})
     dsl_overrides: tuple[str, ...] = field(default=(), metadata={"env": "CUTE_DSL_*"})
     sources: Mapping[str, str] = field(default_factory=dict, repr=False, compare=False)
@@ -129,7 +131,12 @@ class Settings:
         take("jit", "MOEJIT_JIT")
         take("lock_timeout_s", "MOEJIT_LOCK_TIMEOUT_S", _seconds)
         take("linker", "CC")
-        if not take("cache_dir", "MOEJIT_CACHE_DIR", _folder):
+        if take("cache_dir", "MOEJIT_CACHE_DIR", _folders):
+            found["cache_dir"], *others = found["cache_dir"]
+            if others:
+                found["read_only_cache_dirs"] = tuple(others)
+                sources["read_only_cache_dirs"] = "MOEJIT_CACHE_DIR"
+        else:
             found["cache_dir"] = default_root(env)
         found["lock_dir"] = default_lock_dir(env)
         overrides = [
@@ -140,6 +147,10 @@ class Settings:
         if overrides:
             found["dsl_overrides"], sources["dsl_overrides"] = tuple(overrides), "env"
         return cls(**found, sources=sources)
+
+    def values(self) -> dict[str, Any]:
+        """Every setting by name: what `scope` takes, also in another process."""
+        return {i.name: getattr(self, i.name) for i in fields(self) if i.name != "sources"}
 
     def describe(self) -> list[Described]:
         """Each setting with its value and its source: the variable it came from, or ``default``."""
@@ -161,6 +172,7 @@ _MEANINGS = {
     "arch": f"compile target: {' | '.join(ARCHS)}; empty asks the device",
     "jit": "auto compiles what the cache lacks; off and error raise JitDisabled instead",
     "cache_dir": "root of the kernel cache",
+    "read_only_cache_dirs": "more roots, read after the first and never written",
     "lock_dir": "locks between processes of this machine",
     "lock_timeout_s": "longest wait for another process's compile, seconds",
     "linker": "command that links a shared library; empty looks for cc, gcc, clang, ld",
@@ -203,11 +215,14 @@ def _seconds(text: str) -> float:
         raise BadSetting("MOEJIT_LOCK_TIMEOUT_S", text, "a number of seconds, 0 or more") from None
 
 
-def _folder(text: str) -> Path:
-    return Path(text).expanduser().absolute()
+def _folders(text: str) -> list[Path]:
+    folders = [Path(part).expanduser().absolute() for part in text.split(os.pathsep) if part]
+    if not folders:
+        raise BadSetting("MOEJIT_CACHE_DIR", text, f"folders with {os.pathsep!r} between them")
+    return folders
 
 
 def _text(value: object) -> str:
     if value is None:
         return ""
-    return " ".join(value) if isinstance(value, tuple) else str(value)
+    return " ".join(map(str, value)) if isinstance(value, tuple) else str(value)

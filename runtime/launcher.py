@@ -1,0 +1,121 @@
+"""The last step of a call: read the addresses, call the layer's host function.
+
+A `Launch` belongs to one call signature (shapes, strides, dtypes, devices, flags), so sizes are
+computed once and a call only reads what may change: addresses and the stream. No lock, no
+environment, no formatting, no import here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from moejit.codegen.plan import MoePlan
+from moejit.codegen.workspace import WorkspaceLayout
+from moejit.runtime.workspace import Workspaces
+
+__all__ = ["Launch", "Layer", "NeedsCheck", "Runner"]
+
+
+class NeedsCheck(Exception):
+    """The addresses of a call break a rule; the full check of the arguments says which."""
+
+
+# Runs one call signature; the tensors are in the order of `moe_nvfp4`, the output first.
+Runner = Callable[..., None]
+
+
+@dataclass(kw_only=True)
+class Layer:
+    """A compiled layer that is loaded into this process.
+
+    Attributes:
+        name: readable name, as in the cache.
+        arch: what it was compiled for.
+        plan: the kernel variants in it.
+        layout: its workspace.
+        function: its host function.
+        launched: it ran once, so the driver holds its code: it may be captured into a CUDA graph.
+    """
+
+    name: str
+    arch: str
+    plan: MoePlan
+    layout: WorkspaceLayout
+    function: Callable[..., Any]
+    launched: bool = False
+
+
+class Launch:
+    """One call signature bound to one layer.
+
+    Args:
+        layer: what to call.
+        workspaces: memory of the device.
+        sizes: tokens, local experts, local expert offset, SMs.
+        extents: bytes of the output and of each input, where the output may be the caller's and so
+            might overlap an input; None where it is fresh.
+    """
+
+    __slots__ = ("_extents", "_function", "_sizes", "_take", "_workspace_bytes", "layer")
+
+    def __init__(
+        self,
+        layer: Layer,
+        workspaces: Workspaces,
+        sizes: tuple[int, int, int, int],
+        extents: tuple[int, ...] | None,
+    ) -> None:
+        self.layer = layer
+        self._function = layer.function
+        self._take = workspaces.take
+        self._sizes = sizes
+        self._workspace_bytes = layer.layout.bytes(sizes[0], sizes[1])
+        self._extents = extents
+
+    def __call__(
+        self,
+        out: torch.Tensor,
+        x: torch.Tensor,
+        x_sf: torch.Tensor,
+        ids: torch.Tensor,
+        scales: torch.Tensor,
+        w1: torch.Tensor,
+        w1_sf: torch.Tensor,
+        w1_alpha: torch.Tensor,
+        fc2_scale: torch.Tensor,
+        w2: torch.Tensor,
+        w2_sf: torch.Tensor,
+        w2_alpha: torch.Tensor,
+    ) -> None:
+        at = (
+            x_at := x.data_ptr(),
+            x_sf_at := x_sf.data_ptr(),
+            ids.data_ptr(),
+            scales.data_ptr(),
+            w1_at := w1.data_ptr(),
+            w1_sf_at := w1_sf.data_ptr(),
+            w1_alpha.data_ptr(),
+            fc2_scale.data_ptr(),
+            w2_at := w2.data_ptr(),
+            w2_sf_at := w2_sf.data_ptr(),
+            w2_alpha.data_ptr(),
+        )
+        misaligned = (x_at | x_sf_at | w1_at | w1_sf_at | w2_at | w2_sf_at) & 15
+        if self._extents is not None:
+            misaligned |= out.data_ptr() & 15
+            self._check_overlap(out.data_ptr(), at)
+        if misaligned:
+            raise NeedsCheck
+        workspace = self._take(self._workspace_bytes)
+        self._function(out, *at, workspace[1], *self._sizes)
+
+    def _check_overlap(self, begin: int, at: tuple[int, ...]) -> None:
+        out_bytes, *sizes = self._extents or ()
+        end = begin + out_bytes
+        for start, size in zip(at, sizes, strict=True):
+            if start < end and begin < start + size:
+                raise NeedsCheck
