@@ -27,6 +27,7 @@ that the result is that of ideal matrix products; with float32 every step is fp3
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -305,7 +306,7 @@ def compare(out: torch.Tensor, ref: torch.Tensor, *, required: float = 0.9999) -
     same = a == b  # also equal infinities, whose difference is NaN
     difference = torch.where(same, 0.0, (a - b).abs())
     tolerance = b.abs() * 2.0**-7 + rms * 2.0**-8
-    ratio = torch.where(same, 0.0, difference / tolerance).nan_to_num(nan=float("inf"))
+    ratio = torch.where(same, 0.0, difference / tolerance).nan_to_num(nan=math.inf, posinf=math.inf)
     within = float((ratio <= 1).double().mean())
     at = int(ratio.argmax())
     worst = float(ratio.flatten()[at])
