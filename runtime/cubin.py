@@ -75,7 +75,9 @@ def kernel_resources(blob: bytes) -> list[KernelResources]:
 
 def _elf_size(blob: bytes, at: int) -> int:
     shoff, shentsize, shnum = _section_table(blob, at)
-    ends = [shoff + shentsize * shnum]
+    phoff = struct.unpack_from("<Q", blob, at + 32)[0]
+    phentsize, phnum = struct.unpack_from("<HH", blob, at + 54)
+    ends = [shoff + shentsize * shnum, phoff + phentsize * phnum]
     for index in range(shnum):
         _, kind, _, _, offset, size = struct.unpack_from("<IIQQQQ", blob, at + shoff + index * shentsize)
         ends.append(offset + (0 if kind == _SHT_NOBITS else size))

@@ -19,9 +19,10 @@ import filelock
 
 import moejit
 from moejit.codegen import ARCHS, MoejitError, arch_for_capability, arch_spec
+from moejit.runtime.inspect import find_nvdisasm
 from moejit.runtime.settings import Settings
 
-__all__ = ["Check", "examine", "find_nvdisasm"]
+__all__ = ["Check", "examine"]
 
 OK, NOTE, MISSING = "ok", "note", "missing"
 _DSL = "nvidia-cutlass-dsl"
@@ -62,21 +63,6 @@ def examine(settings: Settings) -> list[Check]:
         _lock(settings.lock_dir),
         _overrides(settings),
     ]
-
-
-def find_nvdisasm() -> Path | None:
-    """The disassembler: on PATH, or in the package nvidia-cuda-nvdisasm."""
-    if found := shutil.which("nvdisasm"):
-        return Path(found)
-    try:
-        files = importlib.metadata.files("nvidia-cuda-nvdisasm") or []
-    except importlib.metadata.PackageNotFoundError:
-        return None
-    for file in files:
-        if file.name == "nvdisasm":
-            path = Path(str(file.locate()))
-            return path if path.is_file() else None
-    return None
 
 
 def _distribution(name: str, purpose: str, *, required: bool) -> Check:
