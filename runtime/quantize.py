@@ -129,7 +129,8 @@ def ideal_global_scale(x: torch.Tensor) -> torch.Tensor:
     if x.numel() == 0:
         return torch.ones((), device=x.device)
     amax = x.abs().amax().float()
-    scale = (E4M3_MAX * E2M1_MAX / amax).clamp(max=_MAX_GLOBAL_SCALE)
+    # torch computes number / tensor as number * reciprocal, which rounds twice
+    scale = (torch.full_like(amax, E4M3_MAX * E2M1_MAX) / amax).clamp(max=_MAX_GLOBAL_SCALE)
     return torch.where(amax == 0, torch.ones_like(scale), scale)
 
 
@@ -179,7 +180,9 @@ def quantize_nvfp4(
         )
     used = used.reshape(())
     blocks = x.float().reshape(*x.shape[:-1], x.shape[-1] // SF_VEC, SF_VEC)
-    scales = e4m3_bytes(blocks.abs().amax(dim=-1) / E2M1_MAX * used)
+    # a divisor on the device: CUDA divides by a host number as a product with its reciprocal
+    six = torch.full((), E2M1_MAX, device=x.device)
+    scales = e4m3_bytes(blocks.abs().amax(dim=-1) / six * used)
     step = (scales.float() / used).unsqueeze(-1)
     scaled = torch.where(step == 0, torch.zeros_like(blocks), blocks / step)
     packed = pack_fp4(e2m1_codes(scaled).flatten(-2))
@@ -214,7 +217,9 @@ def dequantize_nvfp4(
         scales = unswizzle_scales(scales, codes.shape[-2], codes.shape[-1])
     blocks = codes.reshape(*codes.shape[:-1], codes.shape[-1] // SF_VEC, SF_VEC)
     out = decode_e2m1(blocks, dtype).mul_(decode_e4m3(scales, dtype).unsqueeze(-1)).flatten(-2)
-    return out if global_scale is None else out / global_scale
+    if global_scale is None:
+        return out
+    return out / torch.as_tensor(global_scale, dtype=dtype, device=out.device)
 
 
 # ---- the arguments of moe_nvfp4 ------------------------------------------------------------------

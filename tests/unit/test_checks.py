@@ -15,6 +15,7 @@ from moejit.runtime import checks
 from moejit.runtime.checks import CheckedCall, check_arguments
 from moejit.runtime.errors import BadArgument
 from moejit.runtime.layouts import sf_storage
+from moejit.runtime.mistakes import find_mistake
 
 Call = dict[str, Any]
 T, H, I, E, K = 4, 192, 128, 4, 2
@@ -265,7 +266,7 @@ def test_variation_is_accepted_on_the_quick_path(
     case: str, call: Call, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     call |= VARIATIONS[case](call)
-    slow = checks.find_mistake(*call.values())
+    slow = find_mistake(*call.values())
 
     def unexpected(*_: Any) -> CheckedCall:
         raise AssertionError("a common good call took the slow path")

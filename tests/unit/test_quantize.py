@@ -92,7 +92,7 @@ def test_scales_round_to_the_nearest_even_and_saturate(values: list[float]) -> N
 
 
 def test_nan_scale_stays_nan() -> None:
-    assert q.e4m3_bytes(torch.tensor([math.nan])).view(torch.uint8).item() & 0x7F == 0x7F
+    assert q.e4m3_bytes(torch.tensor([math.nan])).view(torch.uint8).tolist()[0] & 0x7F == 0x7F
 
 
 # ---- tensors -------------------------------------------------------------------------------------
