@@ -8,8 +8,8 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
+from moejit.codegen.errors import BadProblem, MoejitError, UnknownArch
 from moejit.codegen.problem import MoeProblem
-from moejit.runtime.errors import MoejitError
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -54,7 +54,7 @@ class LayerShape:
     scales_dtype: str = "float32"
     finalize: str = "both"
     pdl: bool = True
-    name: str = ""
+    name: str = ""  # for messages
 
 
 def split_list(text: str) -> list[str]:
@@ -93,8 +93,16 @@ def read_shapes(path: Path) -> list[LayerShape]:
     return [_layer(f"{path}, layer {i}", {**tree, **one}) for i, one in enumerate(layers, 1)]
 
 
-def problems_of(shape: LayerShape, default_archs: Sequence[str]) -> list[MoeProblem]:
-    """Every problem a deployment of the layer can ask for."""
+def problems_of(
+    shape: LayerShape, default_archs: Sequence[str], only: Sequence[str] = ()
+) -> list[MoeProblem]:
+    """Every problem a deployment of the layer can ask for.
+
+    Args:
+        shape: the layer.
+        default_archs: targets for a layer that names none.
+        only: targets that replace those of the layer.
+    """
     where = shape.name or "shape"
     if shape.output_dtype not in OUTPUT_DTYPES:
         known = ", ".join(OUTPUT_DTYPES)
@@ -102,25 +110,29 @@ def problems_of(shape: LayerShape, default_archs: Sequence[str]) -> list[MoeProb
     if shape.finalize not in FINALIZE:
         known = ", ".join(FINALIZE)
         raise BadShape(where, f"finalize is {shape.finalize!r}; it must be one of {known}")
-    return [
-        MoeProblem(
-            arch=arch,
-            hidden=shape.hidden,
-            intermediate=shape.intermediate,
-            top_k=shape.top_k,
-            num_experts=shape.experts,
-            num_local_experts=shape.local_experts or shape.experts,
-            tokens=tokens,
-            ids_dtype=shape.ids_dtype,
-            scales_dtype=shape.scales_dtype,
-            output_dtype=OUTPUT_DTYPES[shape.output_dtype],
-            deterministic=deterministic,
-            pdl=shape.pdl,
-        )
-        for arch in shape.arch or default_archs
-        for deterministic in FINALIZE[shape.finalize]
-        for tokens in expand_tokens(shape.tokens, f"{where}: tokens")
-    ]
+    local = shape.local_experts
+    try:
+        return [
+            MoeProblem(
+                arch=arch,
+                hidden=shape.hidden,
+                intermediate=shape.intermediate,
+                top_k=shape.top_k,
+                num_experts=shape.experts,
+                num_local_experts=shape.experts if local is None else local,
+                tokens=tokens,
+                ids_dtype=shape.ids_dtype,
+                scales_dtype=shape.scales_dtype,
+                output_dtype=OUTPUT_DTYPES[shape.output_dtype],
+                deterministic=deterministic,
+                pdl=shape.pdl,
+            )
+            for arch in only or shape.arch or default_archs
+            for deterministic in FINALIZE[shape.finalize]
+            for tokens in expand_tokens(shape.tokens, f"{where}: tokens")
+        ]
+    except (BadProblem, UnknownArch) as exc:
+        raise BadShape(where, str(exc)) from exc
 
 
 _TYPES: dict[str, type] = {
@@ -148,6 +160,7 @@ def _layer(where: str, tree: Mapping[str, Any]) -> LayerShape:
         kind = _TYPES.get(name, str)
         if name != "arch" and type(value) is not kind:
             raise BadShape(where, f"{name} is {value!r}; it must be {_KIND_NAMES[kind]}")
+    made["name"] = f"{where} ({made['name']})" if made.get("name") else where
     return LayerShape(**made)
 
 
