@@ -1,8 +1,7 @@
 """Reads what a compiled layer's GPU code needs: registers, stack, shared memory, code size.
 
-In: the bytes of a shared library (or a bare cubin). Out: one `KernelResources` a kernel. A cubin is an
-ELF file; the compiler stores it raw inside the library, so no CUDA tool is needed. For `runtime.inspect`
-and the tests.
+In: the bytes of a shared library (or a bare cubin). Out: one `KernelResources` a kernel. A cubin is
+an ELF file; the compiler stores it raw inside the library, so no CUDA tool is needed.
 """
 
 from __future__ import annotations
@@ -79,7 +78,8 @@ def _elf_size(blob: bytes, at: int) -> int:
     phentsize, phnum = struct.unpack_from("<HH", blob, at + 54)
     ends = [shoff + shentsize * shnum, phoff + phentsize * phnum]
     for index in range(shnum):
-        _, kind, _, _, offset, size = struct.unpack_from("<IIQQQQ", blob, at + shoff + index * shentsize)
+        header = at + shoff + index * shentsize
+        _, kind, _, _, offset, size = struct.unpack_from("<IIQQQQ", blob, header)
         ends.append(offset + (0 if kind == _SHT_NOBITS else size))
     return int(max(ends))
 

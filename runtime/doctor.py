@@ -1,7 +1,7 @@
 """Looks at everything that moejit stands on and says what is missing: `moejit doctor`.
 
-Out: a list of `Check`. Looking changes nothing but for probe files, which are removed again. Nothing
-here raises for what it finds.
+Out: a list of `Check`. Looking changes nothing but for probe files, which are removed again.
+Nothing here raises for what it finds.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """What a layer is made of: problem, plan, sources, PTX, machine code, resources of each kernel.
 
-In: the start of a key, or a `MoeProblem`. Out: an `Inspection`, or text. Everything comes from the cache
-entry; nothing is run, and the compiler is needed only for a layer that the cache lacks.
+In: the start of a key, or a `MoeProblem`. Out: an `Inspection`, or text. Everything comes from the
+cache entry; nothing is run, and only a layer that the cache lacks needs the compiler.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import importlib.metadata
 import shutil
 import subprocess
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,7 @@ from typing import Any
 from moejit.cache.entry import Entry
 from moejit.cache.store import Store
 from moejit.codegen.errors import MoejitError
+from moejit.codegen.plan import Sm90Gemm, Sm100Gemm
 from moejit.codegen.problem import MoeProblem
 from moejit.codegen.render import LayerSource, render
 from moejit.codegen.select import Candidate, explain, select
@@ -42,8 +43,6 @@ __all__ = [
     "source_of_problem",
     "why",
 ]
-
-_KERNELS = ("route", "gemm1", "gemm2", "finalize")
 
 
 class NoSuchLayer(MoejitError, LookupError):
@@ -147,8 +146,8 @@ def entry_of_key(store: Store, prefix: str) -> Entry:
     if len(found) > 1:
         exact = [entry for entry in found if entry.path.name == prefix]
         if not exact:
-            names = [f"{e.digest[:12]}  {e.manifest.key.arch}  {e.manifest.key.name}" for e in found]
-            raise AmbiguousKey(prefix, names)
+            keys = [(entry.digest[:12], entry.manifest.key) for entry in found]
+            raise AmbiguousKey(prefix, [f"{at}  {key.arch}  {key.name}" for at, key in keys])
         found = exact
     entry = store.find(found[0].manifest.key)
     if entry is None:
@@ -228,7 +227,7 @@ def sass_of(entry: Entry) -> str:
 
 
 def why(problem: MoeProblem) -> list[Candidate]:
-    """Every plan for a problem with its modelled cost or the reasons against it; the choice first."""
+    """Every plan with its modelled cost or the reasons against it; the choice first."""
     found = explain(problem)
     return sorted(found, key=lambda c: (c.cost_us is None, c.cost_us or 0.0, c.plan.name))
 
@@ -247,9 +246,7 @@ def find_nvdisasm() -> Path | None:
 
 def _pipeline_smem(spec: Mapping[str, Any]) -> dict[str, int]:
     """Stages times stage size of each GEMM, from the plan's fields in the spec."""
-    from moejit.codegen import plan
-
-    kinds = {"sm90": plan.Sm90Gemm, "sm100": plan.Sm100Gemm}
+    kinds: dict[str, Callable[..., Sm90Gemm | Sm100Gemm]] = {"sm90": Sm90Gemm, "sm100": Sm100Gemm}
     kind = kinds.get(str(spec.get("plan", "")).partition("_")[0])
     sizes = {}
     for name in ("gemm1", "gemm2"):

@@ -1,8 +1,8 @@
 """The command line: `moejit demo | prewarm | inspect | cache | doctor`.
 
 Each command lives in a module of its own and imports what it needs when it runs, so that
-``moejit --help`` loads neither torch nor the compiler. Errors that moejit raises on purpose become one
-message on standard error and exit code 2; anything else is a fault of ours and keeps its traceback.
+``moejit --help`` loads neither torch nor the compiler. Errors that moejit raises on purpose become
+one message on standard error and exit code 2; anything else is our fault and keeps its traceback.
 """
 
 from __future__ import annotations

@@ -27,7 +27,8 @@ def doctor(
     checks = examine(current)
     described = current.describe()
     if as_json:
-        emit_json({"checks": [asdict(c) for c in checks], "settings": [asdict(d) for d in described]})
+        values = {"checks": checks, "settings": described}
+        emit_json({name: [asdict(one) for one in many] for name, many in values.items()})
     else:
         rows = [(_STYLE[c.status], c.what, escape(c.found)) for c in checks]
         out.print(table("What moejit stands on", ("", "what", "found"), rows))
@@ -36,7 +37,7 @@ def doctor(
                 out.print(f"  {_STYLE[check.status]} {check.what}: {escape(check.hint)}")
         out.print()
         columns = ("setting", "value", "from", "variable")
-        values = [(d.name, escape(d.value), d.source, d.variable) for d in described]
-        out.print(table("Settings", columns, values))
+        lines = [(d.name, escape(d.value), d.source, d.variable) for d in described]
+        out.print(table("Settings", columns, lines))
     if any(c.status == MISSING for c in checks):
         raise typer.Exit(1)

@@ -27,9 +27,7 @@ def inspect(
     top_k: options.TopK = None,
     experts: options.Experts = None,
     local_experts: options.LocalExperts = None,
-    tokens: Annotated[
-        int, typer.Option(help="Tokens of a call.", rich_help_panel="Shape")
-    ] = 64,
+    tokens: Annotated[int, typer.Option(help="Tokens of a call.", rich_help_panel="Shape")] = 64,
     arch: options.Arch = None,
     output_dtype: options.OutputDtype = "bf16",
     ids_dtype: options.IdsDtype = "int32",
@@ -137,7 +135,8 @@ def _show_summary(facts: Inspection) -> None:
     out.print(f"key   {facts.key}")
     out.print(f"path  {escape(str(facts.path))}", soft_wrap=True)
     built = human_time(float(facts.created.get("build_seconds", 0.0)))
-    out.print(f"built {facts.created.get('at', '')} in {built}; driver {facts.min_driver} or newer\n")
+    at = facts.created.get("at", "")
+    out.print(f"built {at} in {built}; driver {facts.min_driver} or newer\n")
     columns = ("kernel", ">registers", ">stack", ">static smem", ">threads", ">code")
     rows = [
         (

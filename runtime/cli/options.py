@@ -30,9 +30,7 @@ Intermediate = Annotated[
 TopK = Annotated[
     int | None, typer.Option("--top-k", help="Experts of a token.", rich_help_panel=_PANEL)
 ]
-Experts = Annotated[
-    int | None, typer.Option(help="Experts of the layer.", rich_help_panel=_PANEL)
-]
+Experts = Annotated[int | None, typer.Option(help="Experts of the layer.", rich_help_panel=_PANEL)]
 LocalExperts = Annotated[
     int | None,
     typer.Option(help="Experts on one rank; all by default.", rich_help_panel=_PANEL),
@@ -42,9 +40,7 @@ Arch = Annotated[
     typer.Option(help="Targets: sm_90a, sm_100a, sm_103a, or a list.", rich_help_panel=_PANEL),
 ]
 OutputDtype = Annotated[str, typer.Option(help="bf16 or fp16.", rich_help_panel=_PANEL)]
-IdsDtype = Annotated[
-    str, typer.Option(help="Expert ids: int32 or int64.", rich_help_panel=_PANEL)
-]
+IdsDtype = Annotated[str, typer.Option(help="Expert ids: int32 or int64.", rich_help_panel=_PANEL)]
 ScalesDtype = Annotated[
     str,
     typer.Option(help="Routing scales: float32, bfloat16, float16.", rich_help_panel=_PANEL),

@@ -112,7 +112,7 @@ def _run(problems: list[MoeProblem], jobs: int | None, *, quiet: bool) -> Prewar
 
 
 def _failures(report: PrewarmReport) -> list[dict[str, str]]:
-    """What is not in the cache now: refused problems, failed compiles, and a cache that kept nothing."""
+    """What is not in the cache now: refused problems, failed or lost compiles."""
     found = [{"layer": _short(problem), "error": str(error)} for problem, error in report.rejected]
     found += [
         {"layer": f"{outcome.arch} {outcome.name}", "error": str(outcome.error)}

@@ -18,7 +18,12 @@ else:
 
 __all__ = ["BadShape", "LayerShape", "expand_tokens", "problems_of", "read_shapes", "split_list"]
 
-OUTPUT_DTYPES = {"bf16": "bfloat16", "bfloat16": "bfloat16", "fp16": "float16", "float16": "float16"}
+OUTPUT_DTYPES = {
+    "bf16": "bfloat16",
+    "bfloat16": "bfloat16",
+    "fp16": "float16",
+    "float16": "float16",
+}
 FINALIZE = {"fused": (False,), "deterministic": (True,), "both": (False, True)}
 
 
@@ -63,7 +68,7 @@ def split_list(text: str) -> list[str]:
 
 
 def expand_tokens(text: str, where: str = "--tokens") -> list[int]:
-    """Token counts to ask a plan for: ``1,7,64`` as it is, ``1-8192`` at its powers of two and ends."""
+    """Token counts: ``1,7,64`` as they are, ``1-8192`` at its powers of two and its ends."""
     counts: set[int] = set()
     for part in split_list(text):
         low, dash, high = part.partition("-")

@@ -1,4 +1,4 @@
-"""What is installed: the links, the wheel, the sdist, and a fresh environment made from the wheel."""
+"""What is installed: the links, the wheel, the sdist, a fresh environment made from the wheel."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def package_files() -> set[str]:
     """Every file that belongs into a wheel, as its name there."""
     names = {"moejit/__init__.py", "moejit/__main__.py", "moejit/py.typed"}
     for folder in FOLDERS:
-        for suffix in ("*.py", "*.j2"):
+        for suffix in ("*.py", "*.j2", "*.json"):
             found = (REPO / folder).rglob(suffix)
             names |= {f"moejit/{p.relative_to(REPO).as_posix()}" for p in found}
     return names
@@ -70,7 +70,8 @@ def test_wheel_holds_each_file_under_one_name(built: Path) -> None:
     with zipfile.ZipFile(wheel_of(built)) as wheel:
         names = set(wheel.namelist())
     assert {n.split("/")[0] for n in names} == {"moejit", f"moejit-{moejit.__version__}.dist-info"}
-    assert {n for n in names if n.startswith("moejit/") and not n.endswith(".json")} == package_files()
+    ours = {n for n in names if n.startswith("moejit/")}
+    assert ours == package_files()
 
 
 def test_sdist_holds_real_files(built: Path) -> None:
@@ -91,9 +92,8 @@ def fresh_python(built: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("venv")
     run(sys.executable, "-m", "venv", "--without-pip", root, cwd=root)
     python = root / "bin/python"
-    site = Path(
-        run(python, "-c", "import sysconfig; print(sysconfig.get_path('purelib'))", cwd=root).strip()
-    )
+    where = "import sysconfig; print(sysconfig.get_path('purelib'))"
+    site = Path(run(python, "-c", where, cwd=root).strip())
     ours = {sysconfig.get_path("purelib"), sysconfig.get_path("platlib")}
     (site / "dependencies.pth").write_text("\n".join(sorted(ours)) + "\n")
     pip = (sys.executable, "-m", "pip", "--python", python, "install", "--quiet")
@@ -113,8 +113,8 @@ def test_installed_wheel_is_the_one_imported_and_finds_its_templates(
     code = (
         "import importlib.resources as r, moejit, sys;"
         "print(moejit.__file__.startswith(sys.prefix));"
-        "walk = lambda d: sum(walk(c) if c.is_dir() else c.name.endswith('.j2') for c in d.iterdir());"
-        "print(walk(r.files('moejit.templates')))"
+        "count = lambda d: sum(map(count, d.iterdir())) if d.is_dir() else d.name.endswith('.j2');"
+        "print(count(r.files('moejit.templates')))"
     )
     inside, count = run(fresh_python, "-c", code, cwd=tmp_path).split()
     assert inside == "True"
