@@ -101,7 +101,9 @@ def main() -> None:
         time.sleep(0.001)
     entry = store.get_or_build(make_key(), job.build)
     library = hashlib.sha256(entry.read("kernel.so")).hexdigest()
-    print(json.dumps({"path": str(entry.path), "private": entry.private, "library": library}))
+    sys.stdout.write(
+        json.dumps({"path": str(entry.path), "private": entry.private, "library": library})
+    )
 
 
 if __name__ == "__main__":
