@@ -86,7 +86,7 @@ def moe_nvfp4(
         CaptureWouldCompile: a CUDA graph is being captured, and the layer never ran before.
         CompileFailed, LinkerMissing, LoadFailed: the layer could not be built or loaded.
     """
-    active = dispatcher.active()
+    active = dispatcher.current or dispatcher.active()
     signature: tuple[object, ...] = ()
     runner = None
     try:
@@ -100,54 +100,54 @@ def moe_nvfp4(
             aux_stream is None,
             enable_pdl,
             x.shape,
-            x.stride(),
             x.dtype,
             x.device,
             x_sf.shape,
-            x_sf.stride(),
             x_sf.dtype,
             x_sf.get_device(),
             token_selected_experts.shape,
-            token_selected_experts.stride(),
             token_selected_experts.dtype,
             token_selected_experts.get_device(),
             token_final_scales.shape,
-            token_final_scales.stride(),
             token_final_scales.dtype,
             token_final_scales.get_device(),
             w1_weight.shape,
-            w1_weight.stride(),
             w1_weight.dtype,
             w1_weight.get_device(),
             w1_weight_sf.shape,
-            w1_weight_sf.stride(),
             w1_weight_sf.dtype,
             w1_weight_sf.get_device(),
-            w1_alpha.shape,
-            w1_alpha.stride(),
+            w1_weight_sf.stride(),
+            w1_alpha.numel(),
             w1_alpha.dtype,
             w1_alpha.get_device(),
             fc2_input_scale.numel(),
             fc2_input_scale.dtype,
             fc2_input_scale.get_device(),
             w2_weight.shape,
-            w2_weight.stride(),
             w2_weight.dtype,
             w2_weight.get_device(),
             w2_weight_sf.shape,
-            w2_weight_sf.stride(),
             w2_weight_sf.dtype,
             w2_weight_sf.get_device(),
-            w2_alpha.shape,
-            w2_alpha.stride(),
+            w2_weight_sf.stride(),
+            w2_alpha.numel(),
             w2_alpha.dtype,
             w2_alpha.get_device(),
+            x.is_contiguous()
+            and x_sf.is_contiguous()
+            and token_selected_experts.is_contiguous()
+            and token_final_scales.is_contiguous()
+            and w1_weight.is_contiguous()
+            and w1_alpha.is_contiguous()
+            and w2_weight.is_contiguous()
+            and w2_alpha.is_contiguous(),
             moe_output is None
             or (
                 moe_output.shape,
-                moe_output.stride(),
                 moe_output.dtype,
                 moe_output.get_device(),
+                moe_output.is_contiguous(),
             ),
         )
         runner = active.runners.get(signature)

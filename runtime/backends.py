@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import Any, Protocol
 
 import torch
@@ -100,13 +100,14 @@ class CudaBackend:
         self.capability: tuple[int, int] | None = torch.cuda.get_device_capability(device)
         self._arch = arch or arch_for_capability(torch.cuda.get_device_capability(device))
         self._sms = torch.cuda.get_device_properties(device).multi_processor_count
-        raw_stream, index = torch._C._cuda_getCurrentRawStream, device.index
-        self._workspaces = Workspaces(
-            device, lambda: int(raw_stream(index)), torch.cuda.is_current_stream_capturing
-        )
+        # The functions behind torch.cuda.current_stream and is_current_stream_capturing: the public
+        # ones build objects, and these are asked at every call.
+        self._capturing: Callable[[], bool] = torch._C._cuda_isCurrentStreamCapturing
+        stream = partial(torch._C._cuda_getCurrentRawStream, device.index)
+        self._workspaces = Workspaces(device, stream, self._capturing)
 
     def capturing(self) -> bool:
-        return torch.cuda.is_current_stream_capturing()
+        return self._capturing()
 
     def runner(self, call: Call, layer_for: LayerFor) -> Runner:
         layer = layer_for(call.problem(self._arch), self)
@@ -125,7 +126,7 @@ class NullBackend:
             hint = "Set MOEJIT_ARCH."
             raise BackendUnavailable(self.name, "no device says what to compile for", hint)
         self._arch = arch
-        self._workspaces = Workspaces(torch.device("cpu"), lambda: 0, self.capturing)
+        self._workspaces = Workspaces(torch.device("cpu"), int, bool)  # stream 0, no capture
 
     def capturing(self) -> bool:
         return False

@@ -28,8 +28,8 @@ from moejit.runtime.backends import Backend, Call, backend_for
 from moejit.runtime.build import build_entry, layer_key, open_store, prewarm_command, token_bucket
 from moejit.runtime.errors import CaptureWouldCompile, JitDisabled
 from moejit.runtime.launcher import Launch, Layer, Runner
-from moejit.runtime.loader import load_layer
-from moejit.runtime.settings import Settings, settings
+from moejit.runtime.loader import load_layer, open_runtime
+from moejit.runtime.settings import Settings, on_change, settings
 
 __all__ = ["Dispatcher", "active"]
 
@@ -111,6 +111,7 @@ class Dispatcher:
             raise JitDisabled(f"{source.name} ({problem.arch})", self.settings.jit, hint)
         else:
             entry = build_entry(self.store, key, source)
+        open_runtime(source.name)
         start = time.perf_counter()
         function = load_layer(entry, backend.capability)
         events.emit("load", source.name, time.perf_counter() - start)
@@ -143,18 +144,25 @@ def _nothing(*tensors: torch.Tensor) -> None:
     """Runs a call with no tokens."""
 
 
-_active: Dispatcher | None = None
-_active_lock = threading.Lock()
+# The dispatcher of the settings in force; None before the first call and after a change.
+current: Dispatcher | None = None
+_current_lock = threading.Lock()
 
 
 def active() -> Dispatcher:
     """The dispatcher of the settings in force; a change of settings starts a fresh one."""
-    global _active
-    current = settings()
-    found = _active
-    if found is None or found.settings is not current:
-        with _active_lock:
-            if _active is None or _active.settings is not current:
-                _active = Dispatcher(current)
-            found = _active
-    return found
+    global current
+    with _current_lock:
+        in_force = settings()
+        found = current
+        if found is None or found.settings is not in_force:
+            found = current = Dispatcher(in_force)
+        return found
+
+
+def _forget() -> None:
+    global current
+    current = None
+
+
+on_change(_forget)

@@ -60,7 +60,17 @@ class Launch:
             might overlap an input; None where it is fresh.
     """
 
-    __slots__ = ("_extents", "_function", "_sizes", "_take", "_workspace_bytes", "layer")
+    __slots__ = (
+        "_extents",
+        "_function",
+        "_local_experts",
+        "_local_offset",
+        "_sms",
+        "_take",
+        "_tokens",
+        "_workspace_bytes",
+        "layer",
+    )
 
     def __init__(
         self,
@@ -72,7 +82,7 @@ class Launch:
         self.layer = layer
         self._function = layer.function
         self._take = workspaces.take
-        self._sizes = sizes
+        self._tokens, self._local_experts, self._local_offset, self._sms = sizes
         self._workspace_bytes = layer.layout.bytes(sizes[0], sizes[1])
         self._extents = extents
 
@@ -91,31 +101,56 @@ class Launch:
         w2_sf: torch.Tensor,
         w2_alpha: torch.Tensor,
     ) -> None:
-        at = (
-            x_at := x.data_ptr(),
-            x_sf_at := x_sf.data_ptr(),
+        x_at, x_sf_at, ids_at, scales_at = (
+            x.data_ptr(),
+            x_sf.data_ptr(),
             ids.data_ptr(),
             scales.data_ptr(),
-            w1_at := w1.data_ptr(),
-            w1_sf_at := w1_sf.data_ptr(),
-            w1_alpha.data_ptr(),
-            fc2_scale.data_ptr(),
-            w2_at := w2.data_ptr(),
-            w2_sf_at := w2_sf.data_ptr(),
-            w2_alpha.data_ptr(),
         )
-        misaligned = (x_at | x_sf_at | w1_at | w1_sf_at | w2_at | w2_sf_at) & 15
-        if self._extents is not None:
-            misaligned |= out.data_ptr() & 15
-            self._check_overlap(out.data_ptr(), at)
-        if misaligned:
+        w1_at, w1_sf_at, w1_alpha_at = w1.data_ptr(), w1_sf.data_ptr(), w1_alpha.data_ptr()
+        w2_at, w2_sf_at, w2_alpha_at = w2.data_ptr(), w2_sf.data_ptr(), w2_alpha.data_ptr()
+        fc2_scale_at = fc2_scale.data_ptr()
+        if (x_at | x_sf_at | w1_at | w1_sf_at | w2_at | w2_sf_at) & 15:
             raise NeedsCheck
-        workspace = self._take(self._workspace_bytes)
-        self._function(out, *at, workspace[1], *self._sizes)
-
-    def _check_overlap(self, begin: int, at: tuple[int, ...]) -> None:
-        out_bytes, *sizes = self._extents or ()
-        end = begin + out_bytes
-        for start, size in zip(at, sizes, strict=True):
-            if start < end and begin < start + size:
+        if self._extents is not None:
+            begin = out.data_ptr()
+            size, x_n, x_sf_n, ids_n, scales_n, w1_n, w1_sf_n, a1_n, fc2_n, w2_n, w2_sf_n, a2_n = (
+                self._extents
+            )
+            if (
+                begin & 15
+                # [at, at + n) and [begin, begin + size) overlap
+                or -size < begin - x_at < x_n
+                or -size < begin - x_sf_at < x_sf_n
+                or -size < begin - ids_at < ids_n
+                or -size < begin - scales_at < scales_n
+                or -size < begin - w1_at < w1_n
+                or -size < begin - w1_sf_at < w1_sf_n
+                or -size < begin - w1_alpha_at < a1_n
+                or -size < begin - fc2_scale_at < fc2_n
+                or -size < begin - w2_at < w2_n
+                or -size < begin - w2_sf_at < w2_sf_n
+                or -size < begin - w2_alpha_at < a2_n
+            ):
                 raise NeedsCheck
+        # The buffer of the workspace stays referenced until the launches are queued.
+        _, workspace_at, _buffer = self._take(self._workspace_bytes)
+        self._function(
+            out,
+            x_at,
+            x_sf_at,
+            ids_at,
+            scales_at,
+            w1_at,
+            w1_sf_at,
+            w1_alpha_at,
+            fc2_scale_at,
+            w2_at,
+            w2_sf_at,
+            w2_alpha_at,
+            workspace_at,
+            self._tokens,
+            self._local_experts,
+            self._local_offset,
+            self._sms,
+        )

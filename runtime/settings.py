@@ -8,7 +8,7 @@ says what each value is and where it came from (`moejit doctor`, `docs/settings.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
@@ -18,7 +18,7 @@ from moejit.cache.paths import default_lock_dir, default_root
 from moejit.codegen.arch import ARCHS
 from moejit.codegen.errors import MoejitError
 
-__all__ = ["BadSetting", "Described", "Settings", "scope", "settings"]
+__all__ = ["BadSetting", "Described", "Settings", "on_change", "scope", "settings"]
 
 BACKENDS = ("auto", "cuda", "reference", "emulator", "null")
 JIT_MODES = ("auto", "off", "error")
@@ -180,6 +180,7 @@ _MEANINGS = {
 }
 
 _current: Settings | None = None
+_on_change: list[Callable[[], None]] = []
 
 
 def settings() -> Settings:
@@ -197,10 +198,22 @@ def scope(**changes: Any) -> Iterator[Settings]:
     before = settings()
     sources = {**before.sources, **dict.fromkeys(changes, "scope")}
     _current = replace(before, **changes, sources=sources)
+    _tell()
     try:
         yield _current
     finally:
         _current = before
+        _tell()
+
+
+def on_change(call: Callable[[], None]) -> None:
+    """Call ``call`` whenever `scope` changes the settings, for state that was made from them."""
+    _on_change.append(call)
+
+
+def _tell() -> None:
+    for call in _on_change:
+        call()
 
 
 def _one_of(variable: str, value: str, choices: tuple[str, ...]) -> None:
