@@ -25,6 +25,7 @@ test:
 lint:
 	@.ci/venv dev
 	$(VENV)/bin/ruff check .
+	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/mypy
 
 format:

@@ -27,8 +27,8 @@ def doctor(
     checks = examine(current)
     described = current.describe()
     if as_json:
-        values = {"checks": checks, "settings": described}
-        emit_json({name: [asdict(one) for one in many] for name, many in values.items()})
+        found = [asdict(check) for check in checks]
+        emit_json({"checks": found, "settings": [asdict(one) for one in described]})
     else:
         rows = [(_STYLE[c.status], c.what, escape(c.found)) for c in checks]
         out.print(table("What moejit stands on", ("", "what", "found"), rows))
