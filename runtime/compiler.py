@@ -25,6 +25,7 @@ import tempfile
 import threading
 import time
 import traceback
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
@@ -141,7 +142,7 @@ def compile_layer(
         (out / file.name).write_text(file.text, "utf-8")
     with _lock, tempfile.TemporaryDirectory(prefix="moejit-compile-") as scratch:
         start = time.perf_counter()
-        with _package(source, out) as kernel:
+        with _quiet(), _package(source, out) as kernel:
             try:
                 compiled = _trace(kernel, arch, options, Path(scratch))
             except Exception as exc:
@@ -270,6 +271,14 @@ def _link(linker: list[str], objects: Path, library: Path, name: str, arch: str)
     done = subprocess.run(command, cwd=library.parent, capture_output=True, text=True)
     if done.returncode:
         raise CompileFailed(name, arch, text=f"{shlex.join(command)}\n{done.stderr.strip()}")
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """A deprecation inside the DSL is no reason for a user's ``-W error`` to fail a compile."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)
+        yield
 
 
 @contextmanager

@@ -17,7 +17,7 @@ __all__ = ["KINDS", "Counter", "Event", "counters", "emit", "hook", "reset", "ti
 
 # In the order of a cold call. `hit` is an entry found on disk; `wait` is time spent behind another
 # process that was compiling the same layer.
-KINDS = ("check", "plan", "render", "hit", "wait", "compile", "load", "launch")
+KINDS = ("plan", "render", "hit", "wait", "compile", "load", "launch")
 
 _log = logging.getLogger("moejit.events")
 _lock = threading.Lock()

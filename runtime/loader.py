@@ -93,7 +93,7 @@ def find_runtime() -> list[Path]:
 
 
 def open_runtime(entry: str = "a layer") -> None:
-    """Make this process able to load layers: TVM-FFI, and the DSL's runtime library for its symbols.
+    """Make this process able to load layers: TVM-FFI, and the DSL's library for their symbols.
 
     Once a process, 20 ms; a layer then loads in a fraction of one.
 

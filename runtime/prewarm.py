@@ -46,7 +46,7 @@ class Outcome:
     arch: str
     state: str
     seconds: float
-    error: Exception | None = None
+    error: MoejitError | None = None
 
 
 @dataclass(frozen=True)
@@ -162,12 +162,14 @@ def _build_in_pool(
 def _build(source: LayerSource, parent: Settings) -> Outcome:
     """One job: compile and publish. Runs in a worker, so it takes and returns plain values."""
     start = time.perf_counter()
-    error: Exception | None = None
+    error: MoejitError | None = None
     try:
         with scope(**parent.values()):
             build_entry(open_store(parent), layer_key(source), source)
-    except Exception as exc:  # of any kind: the report is where it belongs, the others go on
+    except MoejitError as exc:
         error = exc
+    except Exception as exc:  # whatever it is: the report is where it belongs, the others go on
+        error = CompileFailed(source.name, source.arch, text=f"{type(exc).__name__}: {exc}")
     state = "failed" if error else "built"
     return Outcome(source.name, source.arch, state, time.perf_counter() - start, error)
 
