@@ -190,11 +190,11 @@ def inspect_entry(entry: Entry) -> Inspection:
         name=key.name,
         arch=key.arch,
         path=entry.path,
-        spec=key.spec,
+        spec=dict(key.spec),
         kernels=tuple(kernel_resources(entry.read(LIBRARY))),
         pipeline_smem_bytes=_pipeline_smem(key.spec),
         min_driver=entry.manifest.min_driver,
-        created=entry.manifest.created,
+        created=dict(entry.manifest.created),
         files={name: record.size for name, record in sorted(entry.manifest.files.items())},
     )
 

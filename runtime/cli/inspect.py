@@ -110,7 +110,7 @@ def inspect(
     else:
         facts = layers.inspect_entry(entry())
         if as_json:
-            emit_json({**asdict(facts), "spec": dict(facts.spec), "created": dict(facts.created)})
+            emit_json(asdict(facts))
         else:
             _show_summary(facts)
 
