@@ -62,14 +62,20 @@ def output_from_values(traced: LayerTrace, problem: dict[str, Any]) -> torch.Ten
     for e in range(experts):
         token, j = (local == e).nonzero().unbind(-1)
         if token.numel():
-            matrix = dequantize_nvfp4(w2[e], unswizzle_scales(scales[e], hidden, 2 * half), dtype=torch.float64)
-            weight = problem["w2_alpha"][e].double() * problem["token_final_scales"][token, j].double()
+            matrix = dequantize_nvfp4(
+                w2[e], unswizzle_scales(scales[e], hidden, 2 * half), dtype=torch.float64
+            )
+            weight = (
+                problem["w2_alpha"][e].double() * problem["token_final_scales"][token, j].double()
+            )
             terms = (traced.values[token, j].double() @ matrix.T) * weight.unsqueeze(-1)
             out.index_add_(0, token, terms)
     return out.to(traced.output.dtype)
 
 
-def judge(name: str, shape: Shape, options: dict[str, Any], tokens: int, fused: bool) -> dict[str, Any]:
+def judge(
+    name: str, shape: Shape, options: dict[str, Any], tokens: int, fused: bool
+) -> dict[str, Any]:
     """One row of the table."""
     problem = random_codes_problem(tokens, shape, seed=tokens + 7 * fused, **options)
     output_dtype = torch.float16 if tokens == 7 else torch.bfloat16

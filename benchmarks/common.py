@@ -96,7 +96,9 @@ def environment() -> dict[str, str]:
 
     def said(*command: str) -> str:
         try:
-            return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+            return subprocess.run(
+                command, capture_output=True, text=True, check=True
+            ).stdout.strip()
         except (OSError, subprocess.CalledProcessError):
             return "unknown"
 
@@ -126,7 +128,9 @@ def write_results(name: str, rows: list[dict[str, Any]], folder: Path, commit: s
     about = environment()
     if commit:
         about["commit"] = commit
-    (folder / f"{name}.json").write_text(json.dumps({"environment": about, "rows": rows}, indent=1) + "\n")
+    (folder / f"{name}.json").write_text(
+        json.dumps({"environment": about, "rows": rows}, indent=1) + "\n"
+    )
     columns = list(dict.fromkeys(key for row in rows for key in row))
     lines = [f"# {name}", "", *(f"- {key}: {value}" for key, value in about.items()), ""]
     lines.append("| " + " | ".join(columns) + " |")

@@ -93,13 +93,19 @@ def floor_us(shape: Shape, problem: dict[str, Any]) -> float:
 def measure(name: str, shape: Shape, tokens: int, fused: bool) -> dict[str, Any]:
     """One row of the table."""
     first = random_codes_problem(tokens, shape, seed=tokens)
-    packed = sum(first[k].nbytes for k in ("w1_weight", "w1_weight_sf", "w2_weight", "w2_weight_sf"))
+    packed = sum(
+        first[k].nbytes for k in ("w1_weight", "w1_weight_sf", "w2_weight", "w2_weight_sf")
+    )
     hit = first["token_selected_experts"].unique().numel()
     # Layers with other weights (or other experts of them) until the bytes touched are 4x L2.
     layers = max(4, min(40, round(4 * L2_BYTES / (packed * hit / shape.experts))))
     calls = []
     for layer in range(layers):
-        other = random_codes_problem(tokens, Shape(hidden=64, intermediate=64, experts=shape.experts, top_k=shape.top_k), seed=layer)
+        other = random_codes_problem(
+            tokens,
+            Shape(hidden=64, intermediate=64, experts=shape.experts, top_k=shape.top_k),
+            seed=layer,
+        )
         call = {**first, "use_fused_finalize": fused}
         call["token_selected_experts"] = other["token_selected_experts"]
         if packed < 4 * L2_BYTES and layer:
