@@ -138,6 +138,9 @@ def compile_layer(
     if overrides:
         text = f"{', '.join(overrides)} would change the compiled code; unset it and try again"
         raise CompileFailed(source.name, arch, text=text)
+    if importlib.util.find_spec("cutlass") is None:
+        text = "the compiler is not installed: pip install 'nvidia-cutlass-dsl>=4.8,<4.9'"
+        raise CompileFailed(source.name, arch, text=text)
     for file in source.files:
         (out / file.name).write_text(file.text, "utf-8")
     with _lock, tempfile.TemporaryDirectory(prefix="moejit-compile-") as scratch:

@@ -183,6 +183,14 @@ def test_dsl_variables_that_would_change_the_code_are_refused(tmp_path: Path) ->
         compiled(toy_layer(), tmp_path / "out")
 
 
+def test_missing_compiler_says_what_to_install(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(CompileFailed, match="pip install 'nvidia-cutlass-dsl"):
+        compiled(toy_layer(), tmp_path / "out")
+
+
 def test_key_follows_source_options_and_architecture() -> None:
     source = toy_layer()
     key = layer_key(source)
