@@ -19,6 +19,8 @@ import filelock
 
 import moejit
 from moejit.codegen import ARCHS, MoejitError, arch_for_capability, arch_spec
+from moejit.runtime.compiler import find_linker
+from moejit.runtime.errors import LinkerMissing
 from moejit.runtime.inspect import find_nvdisasm
 from moejit.runtime.settings import Settings
 
@@ -143,12 +145,12 @@ def _compiler(*, required: bool) -> list[Check]:
 
 
 def _linker(settings: Settings, *, required: bool) -> Check:
-    tried = [settings.linker] if settings.linker else ["cc", "gcc", "clang", "ld"]
-    for name in tried:
-        if path := shutil.which(name.split()[0]):
-            return Check("linker", OK, path)
-    hint = "Install gcc or clang, or use a cache that was built elsewhere with MOEJIT_JIT=off."
-    return Check("linker", MISSING if required else NOTE, f"none of {', '.join(tried)}", hint)
+    try:
+        return Check("linker", OK, " ".join(find_linker(settings.linker)))
+    except LinkerMissing as exc:
+        hint = "Install gcc or clang, or use a cache that was built elsewhere with MOEJIT_JIT=off."
+        text = f"none of {', '.join(exc.tried)}"
+        return Check("linker", MISSING if required else NOTE, text, hint)
 
 
 def _nvdisasm() -> Check:

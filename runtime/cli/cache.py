@@ -80,11 +80,11 @@ def clear(
 ) -> None:
     """Remove every compiled layer. Processes that have loaded one keep it."""
     store = _store()
-    count = len(store.list())
+    count = _writable(store)
     if count and not yes:
         typer.confirm(f"Remove {count} layers from {store.root}?", abort=True, err=True)
     removed = store.clear()
-    left = len(store.list())
+    left = _writable(store)
     if as_json:
         emit_json({"removed": removed, "left": left})
     else:
@@ -95,11 +95,15 @@ def clear(
 
 
 def _store() -> Store:
-    from moejit.cache.store import Store
+    from moejit.runtime.build import open_store
     from moejit.runtime.settings import settings
 
-    current = settings()
-    return Store([current.cache_dir], current.lock_dir)
+    return open_store(settings())
+
+
+def _writable(store: Store) -> int:
+    """Entries under the root that is written to; the other roots are not ours to clear."""
+    return sum(entry.path.is_relative_to(store.root) for entry in store.list())
 
 
 def _record(entry: Entry) -> dict[str, Any]:

@@ -267,3 +267,12 @@ def test_empty_cache_says_how_to_fill_it(moejit: Run, tmp_path: Path) -> None:
         done = moejit("cache", "list")
     assert done.code == 0 and "moejit prewarm" in done.err
     assert not (tmp_path / "none").exists()
+
+
+def test_cache_clear_leaves_read_only_roots_alone(
+    moejit: Run, cache_dir: Path, tmp_path: Path
+) -> None:
+    with scope(cache_dir=tmp_path / "mine", read_only_cache_dirs=(cache_dir,)):
+        assert len(json.loads(moejit("cache", "list", "--json").out)) == 1
+        assert moejit("cache", "clear", "--yes").code == 0
+        assert len(json.loads(moejit("cache", "list", "--json").out)) == 1
