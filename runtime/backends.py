@@ -1,6 +1,6 @@
 """Who runs a layer: the GPU, the reference on the CPU, or nobody.
 
-A backend says which architecture a call is for and turns a call signature into a `Runner`. The
+A backend says which architecture a call is for and binds a call signature to what runs it. The
 dispatcher, the cache, the compiler and the loader are the same for all of them; a backend that
 needs a compiled layer asks the dispatcher for it.
 """
@@ -17,7 +17,7 @@ import torch
 from moejit.codegen.arch import arch_for_capability
 from moejit.codegen.problem import MoeProblem
 from moejit.runtime.errors import BackendUnavailable
-from moejit.runtime.launcher import Launch, Layer, Runner
+from moejit.runtime.launcher import Bound, Layer, bind
 from moejit.runtime.settings import Settings
 from moejit.runtime.workspace import Workspaces
 
@@ -77,7 +77,7 @@ class Backend(Protocol):
     name: str
     capability: tuple[int, int] | None  # of the device; None where there is none
 
-    def runner(self, call: Call, layer_for: LayerFor) -> Runner:
+    def bind(self, call: Call, layer_for: LayerFor) -> Bound:
         """Something that runs every call of this signature."""
 
     def capturing(self) -> bool:
@@ -109,10 +109,10 @@ class CudaBackend:
     def capturing(self) -> bool:
         return self._capturing()
 
-    def runner(self, call: Call, layer_for: LayerFor) -> Runner:
+    def bind(self, call: Call, layer_for: LayerFor) -> Bound:
         layer = layer_for(call.problem(self._arch), self)
         sizes = call.tokens, call.num_local_experts, call.local_expert_offset, self._sms
-        return Launch(layer, self._workspaces, sizes, call.extents)
+        return bind(layer, self._workspaces, sizes, call.extents)
 
 
 class NullBackend:
@@ -131,11 +131,11 @@ class NullBackend:
     def capturing(self) -> bool:
         return False
 
-    def runner(self, call: Call, layer_for: LayerFor) -> Runner:
+    def bind(self, call: Call, layer_for: LayerFor) -> Bound:
         loaded = layer_for(call.problem(self._arch), self)
         layer = replace(loaded, function=_no_launch)
         sizes = call.tokens, call.num_local_experts, call.local_expert_offset, 1
-        return Launch(layer, self._workspaces, sizes, call.extents)
+        return bind(layer, self._workspaces, sizes, call.extents)
 
 
 class ReferenceBackend:
@@ -152,7 +152,7 @@ class ReferenceBackend:
     def capturing(self) -> bool:
         return False
 
-    def runner(self, call: Call, layer_for: LayerFor) -> Runner:
+    def bind(self, call: Call, layer_for: LayerFor) -> Bound:
         reference: Callable[..., Any] = self._reference
         options: dict[str, Any] = {
             "num_experts": call.num_experts,
@@ -165,7 +165,7 @@ class ReferenceBackend:
         def run(out: torch.Tensor, *inputs: torch.Tensor) -> None:
             reference(*inputs, moe_output=out, **options)
 
-        return run
+        return Bound(run)
 
 
 class EmulatorBackend:
@@ -184,7 +184,7 @@ class EmulatorBackend:
     def capturing(self) -> bool:
         return False
 
-    def runner(self, call: Call, layer_for: LayerFor) -> Runner:
+    def bind(self, call: Call, layer_for: LayerFor) -> Bound:
         raise NotImplementedError
 
 

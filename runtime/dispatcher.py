@@ -27,7 +27,7 @@ from moejit.runtime import events
 from moejit.runtime.backends import Backend, Call, backend_for
 from moejit.runtime.build import build_entry, layer_key, open_store, prewarm_command, token_bucket
 from moejit.runtime.errors import CaptureWouldCompile, JitDisabled
-from moejit.runtime.launcher import Launch, Layer, Runner
+from moejit.runtime.launcher import Bound, Layer, Runner
 from moejit.runtime.loader import load_layer, open_runtime
 from moejit.runtime.settings import Settings, on_change, settings
 
@@ -66,11 +66,11 @@ class Dispatcher:
             self.runners[signature] = _nothing
             return _nothing
         backend = backend_for(call.device, self.settings)
-        runner = backend.runner(call, self.layer)
+        bound = backend.bind(call, self.layer)
         if len(self.runners) >= MAX_SIGNATURES:
             self.runners.clear()
-        self.runners[signature] = runner
-        return _FirstRun(runner, backend.name)
+        self.runners[signature] = bound.run
+        return _FirstRun(bound, backend.name)
 
     def layer(self, problem: MoeProblem, backend: Backend) -> Layer:
         """The loaded layer for a problem: from memory, from disk, or compiled now."""
@@ -127,13 +127,13 @@ class Dispatcher:
 class _FirstRun:
     """Runs a signature for the first time: says how long that took, and notes that it went well."""
 
-    def __init__(self, runner: Runner, backend: str) -> None:
-        self._runner, self._backend = runner, backend
+    def __init__(self, bound: Bound, backend: str) -> None:
+        self._bound, self._backend = bound, backend
 
     def __call__(self, *tensors: torch.Tensor) -> None:
-        layer = self._runner.layer if isinstance(self._runner, Launch) else None
+        layer = self._bound.layer
         start = time.perf_counter()
-        self._runner(*tensors)
+        self._bound.run(*tensors)
         name = layer.name if layer else self._backend
         events.emit("launch", name, time.perf_counter() - start, "first of its shapes")
         if layer:

@@ -1,7 +1,7 @@
 """The last step of a call: read the addresses, call the layer's host function.
 
-A `Launch` belongs to one call signature (shapes, strides, dtypes, devices, flags), so sizes are
-computed once and a call only reads what may change: addresses and the stream. No lock, no
+`bind` is done once for a call signature (shapes, strides, dtypes, devices, flags), so sizes are
+computed there, and a call only reads what may change: addresses and the stream. No lock, no
 environment, no formatting, no import here.
 """
 
@@ -17,7 +17,7 @@ from moejit.codegen.plan import MoePlan
 from moejit.codegen.workspace import WorkspaceLayout
 from moejit.runtime.workspace import Workspaces
 
-__all__ = ["Launch", "Layer", "NeedsCheck", "Runner"]
+__all__ = ["Bound", "Layer", "NeedsCheck", "Runner", "bind"]
 
 
 class NeedsCheck(Exception):
@@ -49,45 +49,40 @@ class Layer:
     launched: bool = False
 
 
-class Launch:
-    """One call signature bound to one layer.
+@dataclass(frozen=True)
+class Bound:
+    """One call signature with what runs it.
+
+    Attributes:
+        run: takes the output and the inputs.
+        layer: the compiled layer behind it, None where there is none.
+    """
+
+    run: Runner
+    layer: Layer | None = None
+
+
+def bind(
+    layer: Layer,
+    workspaces: Workspaces,
+    sizes: tuple[int, int, int, int],
+    extents: tuple[int, ...] | None,
+) -> Bound:
+    """Bind one call signature to one layer.
 
     Args:
         layer: what to call.
         workspaces: memory of the device.
         sizes: tokens, local experts, local expert offset, SMs.
-        extents: bytes of the output and of each input, where the output may be the caller's and so
+        extents: bytes of the output and of each input, where the output is the caller's and so
             might overlap an input; None where it is fresh.
     """
+    function, take = layer.function, workspaces.take
+    tokens, local_experts, local_offset, sms = sizes
+    workspace_bytes = layer.layout.bytes(tokens, local_experts)
 
-    __slots__ = (
-        "_extents",
-        "_function",
-        "_local_experts",
-        "_local_offset",
-        "_sms",
-        "_take",
-        "_tokens",
-        "_workspace_bytes",
-        "layer",
-    )
-
-    def __init__(
-        self,
-        layer: Layer,
-        workspaces: Workspaces,
-        sizes: tuple[int, int, int, int],
-        extents: tuple[int, ...] | None,
-    ) -> None:
-        self.layer = layer
-        self._function = layer.function
-        self._take = workspaces.take
-        self._tokens, self._local_experts, self._local_offset, self._sms = sizes
-        self._workspace_bytes = layer.layout.bytes(sizes[0], sizes[1])
-        self._extents = extents
-
-    def __call__(
-        self,
+    # A closure, not an object with __call__: the interpreter enters it without building a tuple.
+    def launch(
         out: torch.Tensor,
         x: torch.Tensor,
         x_sf: torch.Tensor,
@@ -101,41 +96,38 @@ class Launch:
         w2_sf: torch.Tensor,
         w2_alpha: torch.Tensor,
     ) -> None:
-        x_at, x_sf_at, ids_at, scales_at = (
-            x.data_ptr(),
-            x_sf.data_ptr(),
-            ids.data_ptr(),
-            scales.data_ptr(),
-        )
+        x_at, x_sf_at = x.data_ptr(), x_sf.data_ptr()
+        ids_at, scales_at = ids.data_ptr(), scales.data_ptr()
         w1_at, w1_sf_at, w1_alpha_at = w1.data_ptr(), w1_sf.data_ptr(), w1_alpha.data_ptr()
         w2_at, w2_sf_at, w2_alpha_at = w2.data_ptr(), w2_sf.data_ptr(), w2_alpha.data_ptr()
         fc2_scale_at = fc2_scale.data_ptr()
         if (x_at | x_sf_at | w1_at | w1_sf_at | w2_at | w2_sf_at) & 15:
             raise NeedsCheck
-        if self._extents is not None:
+        if extents is not None:
             begin = out.data_ptr()
             size, x_n, x_sf_n, ids_n, scales_n, w1_n, w1_sf_n, a1_n, fc2_n, w2_n, w2_sf_n, a2_n = (
-                self._extents
+                extents
             )
+            low = -size
             if (
                 begin & 15
                 # [at, at + n) and [begin, begin + size) overlap
-                or -size < begin - x_at < x_n
-                or -size < begin - x_sf_at < x_sf_n
-                or -size < begin - ids_at < ids_n
-                or -size < begin - scales_at < scales_n
-                or -size < begin - w1_at < w1_n
-                or -size < begin - w1_sf_at < w1_sf_n
-                or -size < begin - w1_alpha_at < a1_n
-                or -size < begin - fc2_scale_at < fc2_n
-                or -size < begin - w2_at < w2_n
-                or -size < begin - w2_sf_at < w2_sf_n
-                or -size < begin - w2_alpha_at < a2_n
+                or low < begin - x_at < x_n
+                or low < begin - x_sf_at < x_sf_n
+                or low < begin - ids_at < ids_n
+                or low < begin - scales_at < scales_n
+                or low < begin - w1_at < w1_n
+                or low < begin - w1_sf_at < w1_sf_n
+                or low < begin - w1_alpha_at < a1_n
+                or low < begin - fc2_scale_at < fc2_n
+                or low < begin - w2_at < w2_n
+                or low < begin - w2_sf_at < w2_sf_n
+                or low < begin - w2_alpha_at < a2_n
             ):
                 raise NeedsCheck
         # The buffer of the workspace stays referenced until the launches are queued.
-        _, workspace_at, _buffer = self._take(self._workspace_bytes)
-        self._function(
+        _, workspace_at, _buffer = take(workspace_bytes)
+        function(
             out,
             x_at,
             x_sf_at,
@@ -149,8 +141,10 @@ class Launch:
             w2_sf_at,
             w2_alpha_at,
             workspace_at,
-            self._tokens,
-            self._local_experts,
-            self._local_offset,
-            self._sms,
+            tokens,
+            local_experts,
+            local_offset,
+            sms,
         )
+
+    return Bound(launch, layer)

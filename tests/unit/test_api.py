@@ -14,7 +14,7 @@ from problems import random_problem
 
 from moejit.runtime import BackendUnavailable, BadArgument, dispatcher, moe_nvfp4, scope
 from moejit.runtime import cute_dsl_fused_moe_nvfp4 as alias
-from moejit.runtime.launcher import Launch, Layer
+from moejit.runtime.launcher import Layer, bind
 from moejit.runtime.reference import moe_reference
 from moejit.runtime.workspace import Workspaces
 
@@ -235,7 +235,7 @@ def test_launch_passes_each_call_its_own_addresses() -> None:
         function=lambda *arguments: seen.append(arguments),
     )
     spaces = Workspaces(torch.device("cpu"), int, bool)
-    launch = Launch(layer, spaces, (4, 4, 0, 132), None)
+    launch = bind(layer, spaces, (4, 4, 0, 132), None).run
     tensors = [torch.zeros(64, dtype=torch.uint8) for _ in range(12)]
     launch(*tensors)
     launch(*tensors[:1], *reversed(tensors[1:]))
