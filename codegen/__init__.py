@@ -1,8 +1,8 @@
 """Problem in, source text out: pure Python, imports only `moejit.templates`' files.
 
 `MoeProblem` says what was asked, `select` answers with a `MoePlan` that says how it is done, and
-`render` turns both into a `LayerSource`: the Python package of CuTe-DSL files that is compiled as one
-unit. Never imports torch, CUDA or cutlass.
+`render` turns both into a `LayerSource`: the Python package of CuTe-DSL files that is compiled as
+one unit. Never imports torch, CUDA or cutlass.
 """
 
 from __future__ import annotations

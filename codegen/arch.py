@@ -19,8 +19,8 @@ class ArchSpec:
         capability: CUDA compute capability (major, minor).
         smem_bytes: shared memory one CTA can opt in to, bytes (CUDA programming guide, table
             "Technical Specifications per Compute Capability": 227 KB on 9.0, 10.0 and 10.3).
-        min_driver: first driver branch that loads cubins of this target (CUDA 12.3 for sm_90a code of
-            this toolchain's PTX 8.x, CUDA 12.8 for 10.0, CUDA 12.9 for 10.3).
+        min_driver: first driver branch that loads cubins of this target (CUDA 12.3 for sm_90a code
+            of this toolchain's PTX 8.x, CUDA 12.8 for 10.0, CUDA 12.9 for 10.3).
     """
 
     name: str

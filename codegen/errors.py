@@ -1,7 +1,8 @@
 """Errors that codegen raises, and the base class of every error of moejit.
 
-Lives in the lowest layer so that codegen and runtime can share the base; `runtime.errors` re-exports
-all of them. Arguments stay in ``args``, so that an error comes out of a compile worker whole.
+Lives in the lowest layer so that codegen and runtime can share the base; `runtime.errors`
+re-exports all of them. Arguments stay in ``args``, so that an error comes out of a compile worker
+whole.
 """
 
 from __future__ import annotations

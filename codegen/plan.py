@@ -1,4 +1,4 @@
-"""`MoePlan`: how a layer is computed, a frozen variant per kernel. Nothing here repeats the problem."""
+"""`MoePlan`: how a layer is computed, a frozen variant a kernel. Nothing repeats the problem."""
 
 from __future__ import annotations
 
@@ -112,7 +112,7 @@ class MoePlan:
 
     @property
     def name(self) -> str:
-        """Short, injective name of the plan: part of the kernels' symbols and of the cache entry."""
+        """Unique among `candidates`: part of the kernels' symbols and of the entry's name."""
         return f"{self.family}_{self.gemm1.name}_{self.gemm2.name}"
 
     def max_tiles(self, tokens: int, top_k: int, num_local_experts: int) -> int:

@@ -7,10 +7,12 @@ from dataclasses import dataclass
 from .arch import arch_spec
 from .errors import BadProblem
 
-__all__ = ["MAX_EXPERTS", "MAX_TOP_K", "MoeProblem"]
+__all__ = ["MAX_EXPERTS", "MAX_SLOTS", "MAX_TOP_K", "MoeProblem"]
 
 MAX_TOP_K = 32  # FlashInfer's limit; the finalize kernel keeps a token's slots in registers
 MAX_EXPERTS = 4096  # local experts; the route kernel keeps one counter each in shared memory
+# Slots of a call (tokens * top_k): with the padding of MAX_EXPERTS experts they stay below 2^31.
+MAX_SLOTS = 2**31 - 2**20
 
 _IDS = ("int32", "int64")
 _SCALES = ("float32", "bfloat16", "float16")
@@ -28,8 +30,8 @@ class MoeProblem:
         top_k: experts per token.
         num_experts: experts of the whole layer.
         num_local_experts: experts whose weights are here (expert parallelism).
-        tokens: T of the call, or the upper end of a token bucket. Chooses the plan, and is never part
-            of a rendered source.
+        tokens: T of the call, or the upper end of a token bucket. Chooses the plan, and is never
+            part of a rendered source.
         ids_dtype: dtype of token_selected_experts.
         scales_dtype: dtype of token_final_scales.
         output_dtype: dtype of the result.
@@ -53,6 +55,19 @@ class MoeProblem:
 
     def __post_init__(self) -> None:
         arch_spec(self.arch)
+        for name in (
+            "hidden",
+            "intermediate",
+            "top_k",
+            "num_experts",
+            "num_local_experts",
+            "tokens",
+        ):
+            value = getattr(self, name)
+            _require(type(value) is int, name, value, "an int")
+        for name in ("deterministic", "pdl"):
+            value = getattr(self, name)
+            _require(type(value) is bool, name, value, "a bool")
         for name in ("hidden", "intermediate"):
             value = getattr(self, name)
             # one 128x4 tile of scale factors spans 64 elements of K
@@ -67,11 +82,17 @@ class MoeProblem:
         )
         _require(self.tokens >= 0, "tokens", self.tokens, "at least 0")
         # permuted rows, expanded slots and counters are 32-bit on the device
-        slots = self.tokens * self.top_k
-        _require(slots < 2**31 - 2**20, "tokens", self.tokens, "below 2^31 / top_k")
-        _require(self.ids_dtype in _IDS, "ids_dtype", self.ids_dtype, " or ".join(_IDS))
-        _require(self.scales_dtype in _SCALES, "scales_dtype", self.scales_dtype, str(_SCALES))
-        _require(self.output_dtype in _OUTPUTS, "output_dtype", self.output_dtype, str(_OUTPUTS))
+        most = MAX_SLOTS // self.top_k
+        _require(
+            self.tokens <= most, "tokens", self.tokens, f"at most {most} with top_k={self.top_k}"
+        )
+        for name, allowed in (
+            ("ids_dtype", _IDS),
+            ("scales_dtype", _SCALES),
+            ("output_dtype", _OUTPUTS),
+        ):
+            value = getattr(self, name)
+            _require(value in allowed, name, value, " or ".join(allowed))
 
     @property
     def rows_per_expert(self) -> float:

@@ -1,7 +1,8 @@
 """Problem and plan in, `LayerSource` out: the files of one layer, and where each line came from.
 
-Templates choose, Python computes: the context holds compile-time facts only (never tokens, experts or
-offsets), `StrictUndefined` refuses anything else, and templates hold no arithmetic on configurations.
+Templates choose, Python computes: the context holds compile-time facts only (never tokens, experts
+or offsets), `StrictUndefined` refuses anything else, and templates hold no arithmetic on
+configurations.
 """
 
 from __future__ import annotations
@@ -83,7 +84,10 @@ class LayerSource:
         return digest.hexdigest()
 
     def template_line(self, file: str, line: int) -> tuple[str, int] | None:
-        """The (template, line) that line ``line`` (from 1) of ``file`` came from; None if unknown."""
+        """The (template, line) that ``line`` (from 1) of ``file`` came from; None if unknown.
+
+        The header, which no template holds, maps to line 1 of the file's template.
+        """
         for source in self.files:
             if source.name == file and 1 <= line <= len(source.origins):
                 return source.origins[line - 1]
@@ -157,11 +161,14 @@ def _render_file(
         marked = _environment().get_template(template).render(context)
     except jinja2.TemplateSyntaxError as exc:
         raise TemplateError(exc.name or template, exc.lineno, exc.message or str(exc)) from exc
-    except jinja2.TemplateNotFound as exc:
-        raise TemplateError(str(exc), 0, "there is no such template") from exc
-    except jinja2.TemplateError as exc:
+    except Exception as exc:  # an expression in a template may raise anything
         where, line = _failing_line(exc, template)
-        raise TemplateError(where, line, str(exc)) from exc
+        text = str(exc)
+        if isinstance(exc, jinja2.TemplateNotFound):
+            text = f"there is no template {exc}"
+        elif not isinstance(exc, jinja2.TemplateError):
+            text = f"{type(exc).__name__}: {text}"
+        raise TemplateError(where, line, text) from exc
     lines, origins = list(header), [(template, 1)] * len(header)
     last = (template, 1)
     for text in marked.split("\n"):
@@ -215,21 +222,23 @@ class _MarkingLoader(jinja2.BaseLoader):
             text = resources.files("moejit.templates").joinpath(template).read_text("utf-8")
         except (FileNotFoundError, IsADirectoryError):
             raise jinja2.TemplateNotFound(template) from None
-        return _mark(template, text), template, None
+        return mark_origins(environment, template, text), template, None
 
 
-def _mark(template: str, text: str) -> str:
-    """Append an origin mark to every line, but for those that Jinja consumes whole."""
-    marked, inside = [], False
-    for number, line in enumerate(text.split("\n"), 1):
-        stripped = line.strip()
-        opens = stripped.startswith(("{%", "{#"))
-        if inside or opens:
-            marked.append(line)
-            tail = stripped.rsplit("{%", 1)[-1].rsplit("{#", 1)[-1]
-            inside = not tail.endswith(("%}", "#}")) if (opens or inside) else False
-        else:
-            marked.append(f"{line}\x01{template}:{number}\x02" if line or stripped == "" else line)
-    if marked and text.endswith("\n"):
-        marked[-1] = ""  # the empty piece after the last newline is not a line
-    return "\n".join(marked)
+def mark_origins(environment: jinja2.Environment, template: str, text: str) -> str:
+    """Append an origin mark to each line of ``text`` whose end Jinja copies to its output.
+
+    Jinja's own lexer says which ends those are: not the ones inside a tag or a comment, nor the one
+    after a tag, which ``trim_blocks`` removes. Lines keep their numbers.
+    """
+    ends: set[int] = set()
+    for line, token, value in environment.lex(text, template, template):
+        if token == "data":
+            ends.update(range(line, line + value.count("\n")))
+    lines = text.split("\n")
+    if lines[-1]:  # no newline at the end of the file
+        ends.add(len(lines))
+    return "\n".join(
+        f"{line}\x01{template}:{number}\x02" if number in ends else line
+        for number, line in enumerate(lines, 1)
+    )

@@ -1,16 +1,19 @@
 """Which plan runs a problem: candidates, why a variant does not fit, and a simple cost model.
 
-`why_not` is the only statement of validity: selection, prewarm, `inspect --why` and the tests ask it.
-The cost model is first order (bytes and tensor-core work of padded tiles, waves of CTAs); measured
-tables come with the tuner.
+`why_not` is the only statement of validity: selection, prewarm, `inspect --why` and the tests ask
+it. The cost model counts padded token tiles and pipeline steps: fitted to measured layers on an
+H200, derived from datasheets for SM100.
 """
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
+from statistics import NormalDist
 
 from .arch import arch_spec
 from .errors import NoVariantFits
+from .layouts import ceil_div
 from .plan import FinalizeVariant, MoePlan, RouteVariant, Sm90Gemm, Sm100Gemm
 from .problem import MoeProblem
 
@@ -27,7 +30,7 @@ class Candidate:
     """One plan with the verdict on it.
 
     Attributes:
-        cost_us: modelled microseconds of both GEMMs, None where the plan does not fit.
+        cost_us: modelled microseconds of the layer, None where the plan does not fit.
         reasons: why it does not fit; empty where it does.
     """
 
@@ -70,24 +73,24 @@ def select(problem: MoeProblem) -> MoePlan:
         NoVariantFits: no plan can run the problem; lists every plan with its reasons.
     """
     verdicts = explain(problem)
-    fitting = [c for c in verdicts if c.cost_us is not None]
-    if not fitting:
+    if verdicts[0].cost_us is None:
         raise NoVariantFits(str(problem), {c.plan.name: c.reasons for c in verdicts})
-    return min(fitting, key=lambda c: (c.cost_us, c.plan.name)).plan
+    return verdicts[0].plan
 
 
 def explain(problem: MoeProblem) -> list[Candidate]:
-    """Every candidate with its modelled cost or with the reasons against it."""
+    """Every candidate, cheapest first (the one that `select` takes), those that do not fit last."""
     found = []
     for plan in candidates(problem):
         reasons = tuple(why_not(problem, plan))
         cost = None if reasons else _cost_us(problem, plan)
         found.append(Candidate(plan=plan, cost_us=cost, reasons=reasons))
-    return found
+    # Candidates come smallest first, and sorting is stable: on a tie the smaller tile wins.
+    return sorted(found, key=lambda c: math.inf if c.cost_us is None else c.cost_us)
 
 
 def _sm90_plan(token_tile: int) -> MoePlan:
-    # As many stages as fit, at most 8: more than 8 x 128 of K in flight buys nothing (sm90 notes §4).
+    # As many stages as fit, at most 8: more than 8 x 128 of K in flight buys nothing.
     stage = Sm90Gemm(token_tile=token_tile, stages=1).stage_bytes
     stages = min(8, (arch_spec("sm_90a").smem_bytes - SM90_SMEM_RESERVE) // stage)
     gemm = Sm90Gemm(token_tile=token_tile, stages=stages)
@@ -114,35 +117,85 @@ def _sm100_plan(tile_n: int) -> MoePlan:
     )
 
 
-# First-order device constants: SMs, sustained bytes/s, tensor operations/s. Sources: measured on an H200
-# (4.3 TB/s copy, 790 TFLOP/s bf16); B200 and B300 from their datasheets (8 TB/s, 9 and 13.5 PFLOP/s
-# dense FP4), labelled modelled wherever a figure derived from them is shown.
-_DEVICE = {
-    "sm_90a": (132, 4.3e12, 790e12),
-    "sm_100a": (148, 8.0e12, 9.0e15),
-    "sm_103a": (148, 8.0e12, 13.5e15),
-}
+@dataclass(frozen=True, kw_only=True)
+class _Device:
+    """What the cost model knows of a GPU. SM90 figures are fitted, SM100 ones come from datasheets.
+
+    Attributes:
+        sms: streaming multiprocessors; one persistent CTA each.
+        fixed_us: launches, route and finalize of a layer with one token.
+        slot_element_ps: routing, zeroing, adding and rounding one element of one slot's result.
+        weight_element_ps: first read of a weight, beyond what the pipeline hides.
+    """
+
+    sms: int
+    fixed_us: float
+    slot_element_ps: float
+    weight_element_ps: float
+
+
+# H200: least squares over 35 measured layers (tests/unit/test_codegen_select.py, all within 5 %).
+_H200 = _Device(sms=132, fixed_us=5.6, slot_element_ps=3.53, weight_element_ps=0.039)
+# One step of 256 weight rows by 128 of K on one SM: decoding and loading, then wgmma by token row.
+_SM90_STEP_US, _SM90_STEP_US_PER_ROW = 0.5525, 0.00955
+# B200, B300: modelled. 8 TB/s of memory; 9 and 13.5 PFLOP/s of dense FP4. A result element costs
+# what 4 bytes of fp32 addition cost at half the memory's rate.
+_B200 = _Device(sms=148, fixed_us=5.6, slot_element_ps=1.0, weight_element_ps=0.0)
+_SM100_BYTES_PER_S = 8.0e12
+_SM100_FLOPS = {"sm_100a": 9.0e15, "sm_103a": 13.5e15}
+_SM100_TILE_US = 1.0  # filling the pipeline and draining the last accumulator of a tile; a guess
+
+# Real routing is uneven: a standard deviation of an expert's rows, as a share of their mean, beyond
+# that of a random draw. It keeps the choice from falling back to a smaller tile where the mean is
+# just above a multiple of the larger one.
+_SKEW = 0.2
 
 
 def _cost_us(problem: MoeProblem, plan: MoePlan) -> float:
-    """Modelled time of both GEMMs: waves of tiles, each bound by its weight bytes or its MMA work."""
-    sms, bytes_per_s, flops_per_s = _DEVICE[problem.arch]
-    rows = problem.rows_per_expert
-    local = problem.num_local_experts
-    # experts that get at least one row, and token tiles of each, under uniform routing
-    hit = local * (1.0 - (1.0 - problem.top_k / problem.num_experts) ** problem.tokens)
-    tiles_each = max(1.0, rows / plan.token_tile + (0.5 if rows > plan.token_tile / 2 else 0.0))
-    total = 0.0
+    """Modelled time of a layer, microseconds. Good for ranking plans; its terms add up."""
+    device = _H200 if plan.family == "sm90" else _B200
+    hit, tiles_each = _expected_tiles(problem, plan.token_tile)
+    hit_experts = problem.num_local_experts * hit
+    tiles = problem.num_local_experts * tiles_each
+    local_share = problem.num_local_experts / problem.num_experts
+    slot_elements = problem.tokens * problem.top_k * local_share * problem.hidden
+    total = device.fixed_us + slot_elements * device.slot_element_ps * 1e-6
     for gemm, weight_rows, k in (
         (plan.gemm1, 2 * problem.intermediate, problem.hidden),
         (plan.gemm2, problem.hidden, problem.intermediate),
     ):
-        row_tile = gemm.row_tile if isinstance(gemm, Sm90Gemm) else gemm.tile_n
-        tiles = hit * tiles_each * -(-weight_rows // row_tile)
-        waves = max(1.0, tiles / sms)
-        mma_s = 2.0 * row_tile * plan.token_tile * k / (flops_per_s / sms)
-        load_s = (row_tile * 0.5625 + plan.token_tile * 0.5) * k / (bytes_per_s / sms)
-        # decoding weights on SM90 costs issue slots: 24 of 64-ish a 16x16 fragment (hopper notes §3)
-        decode_s = row_tile * k / 256 * 24 / (4 * 1.7e9) if isinstance(gemm, Sm90Gemm) else 0.0
-        total += waves * (max(mma_s, load_s, decode_s) + 1.0e-6)
-    return total * 1e6
+        if isinstance(gemm, Sm90Gemm):
+            row_blocks = ceil_div(weight_rows, gemm.row_tile)
+            step_us = _SM90_STEP_US + _SM90_STEP_US_PER_ROW * gemm.token_tile
+            tile_us = ceil_div(k, gemm.k_tile) * step_us
+        else:
+            row_blocks = ceil_div(weight_rows, gemm.tile_n)
+            mma_s = 2.0 * gemm.tile_m * gemm.tile_n * gemm.tile_k / _SM100_FLOPS[problem.arch]
+            load_s = gemm.stage_bytes / _SM100_BYTES_PER_S
+            step_us = max(mma_s, load_s) * device.sms * 1e6
+            tile_us = ceil_div(k, gemm.tile_k) * step_us + _SM100_TILE_US
+        # Fewer tiles than SMs still take one tile's time; more are spread evenly. None take none.
+        waves = max(min(1.0, tiles), tiles * row_blocks / device.sms)
+        total += waves * tile_us
+        total += hit_experts * weight_rows * k * device.weight_element_ps * 1e-6
+    return total
+
+
+def _expected_tiles(problem: MoeProblem, token_tile: int) -> tuple[float, float]:
+    """Share of experts with any row, and mean token tiles of an expert, for random routing.
+
+    An expert with c rows needs ceil(c / token_tile) tiles, which is the number of j >= 0 with
+    c > j * token_tile: the first chance is exact, the others take c as normal.
+    """
+    share = min(1.0, problem.top_k / problem.num_experts)
+    hit = 1.0 - (1.0 - share) ** problem.tokens
+    mean = problem.rows_per_expert
+    deviation = math.sqrt(mean * (1.0 - share) + (_SKEW * mean) ** 2)
+    if deviation >= token_tile:  # the last tile is as likely to hold any number of rows
+        return hit, mean / token_tile + 0.5 - 0.5 / token_tile
+    tiles, j, chance = hit, 1, 1.0
+    while deviation > 0.0 and chance > 1e-6:
+        chance = 1.0 - NormalDist(mean, deviation).cdf(j * token_tile + 0.5)
+        tiles += chance
+        j += 1
+    return hit, tiles

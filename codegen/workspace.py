@@ -1,7 +1,7 @@
 """The device workspace of a layer: one list of sections, read by Python and by the host template.
 
-A section's size is ``count * bytes_each``, where the count is known only at the call. Sections start at
-multiples of 1024 bytes, so that each may hold swizzled TMA tiles.
+A section's size is ``count * bytes_each``, where the count is known only at the call. Sections
+start at multiples of 1024 bytes, so that each may hold swizzled TMA tiles.
 """
 
 from __future__ import annotations
@@ -22,7 +22,8 @@ class Section:
 
     Attributes:
         name: name of the pointer in the host template.
-        count: what there is one of: ``one``, ``tokens``, ``slots`` (T * top_k), ``tiles`` (token tiles).
+        count: what there is one of: ``one``, ``tokens``, ``slots`` (T * top_k), ``tiles`` (token
+            tiles).
         bytes_each: bytes for each of them.
         holds: shape, dtype and layout, for people.
     """
@@ -63,7 +64,7 @@ class WorkspaceLayout:
 
 
 def workspace_layout(problem: MoeProblem, plan: MoePlan) -> WorkspaceLayout:
-    """The sections that ``plan`` needs for ``problem``, smallest first."""
+    """The sections that ``plan`` needs for ``problem``, bookkeeping first."""
     hidden, intermediate, tile = problem.hidden, problem.intermediate, plan.token_tile
     sections = [
         Section(name="num_tiles", count="one", bytes_each=4, holds="int32: token tiles in use"),
@@ -76,7 +77,10 @@ def workspace_layout(problem: MoeProblem, plan: MoePlan) -> WorkspaceLayout:
         k1, k2 = padded_k(hidden), padded_k(intermediate)
         sections += [
             Section(
-                name="x_bf16", count="tokens", bytes_each=2 * k1, holds=f"bf16 (T, {k1}), K-permuted"
+                name="x_bf16",
+                count="tokens",
+                bytes_each=2 * k1,
+                holds=f"bf16 (T, {k1}), K-permuted",
             ),
             Section(
                 name="act",
