@@ -85,12 +85,15 @@ class Sm100Gemm:
 
 @dataclass(frozen=True, kw_only=True)
 class FinalizeVariant:
-    """The light pass that sums a token's slots (or takes the fp32 sums) and rounds once.
+    """How a token's slots are summed (or the fp32 sums taken) and rounded once.
 
     Attributes:
-        threads: threads of a CTA; each handles 8 output columns at a time.
+        inline: gemm2 does it: whoever adds the last part of a token's columns rounds them. Saves a
+            launch, and costs every tile of gemm2 a pass through two barriers, so it is for few tiles.
+        threads: threads of a CTA of the kernel of its own; each handles 8 output columns.
     """
 
+    inline: bool = False
     threads: int = 128
 
 
@@ -113,7 +116,8 @@ class MoePlan:
     @property
     def name(self) -> str:
         """Unique among `candidates`: part of the kernels' symbols and of the entry's name."""
-        return f"{self.family}_{self.gemm1.name}_{self.gemm2.name}"
+        inline = "_fin" if self.finalize.inline else ""
+        return f"{self.family}_{self.gemm1.name}_{self.gemm2.name}{inline}"
 
     def max_tiles(self, tokens: int, top_k: int, num_local_experts: int) -> int:
         """Most token tiles that any routing of ``tokens`` can need.

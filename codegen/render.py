@@ -122,16 +122,18 @@ def render(problem: MoeProblem, plan: MoePlan) -> LayerSource:
         "prefix": prefix,
         "family": plan.family,
         "token_tile": plan.token_tile,
+        "finalize_inline": plan.finalize.inline,
         "sections": layout.sections,
         "workspace_alignment": ALIGNMENT,
     }
-    parts = (
+    parts: list[tuple[str, str, object]] = [
         ("route.py", "route.py.j2", plan.route),
         ("gemm1.py", f"{plan.family}/gemm1.py.j2", plan.gemm1),
         ("gemm2.py", f"{plan.family}/gemm2.py.j2", plan.gemm2),
-        ("finalize.py", "finalize.py.j2", plan.finalize),
         ("kernel.py", "kernel.py.j2", plan),
-    )
+    ]
+    if not plan.finalize.inline:
+        parts.append(("finalize.py", "finalize.py.j2", plan.finalize))
     problem_line = " ".join(f"{k}={v}" for k, v in problem.facts.items())
     files = [SourceFile(name="__init__.py", template="", text="", origins=())]
     for file_name, template, variant in parts:

@@ -23,6 +23,8 @@ __all__ = ["Candidate", "candidates", "explain", "select", "why_not"]
 SM90_SMEM_RESERVE = 2048
 # wgmma N that the SM90 templates are compiled for.
 SM90_TOKEN_TILES = (8, 16, 32, 64, 128)
+# Largest token tile whose gemm2 sums and rounds a token's slots itself, without a finalize kernel.
+SM90_INLINE_FINALIZE_TILE = 16
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,7 +64,9 @@ def why_not(problem: MoeProblem, plan: MoePlan) -> list[str]:
                 f"{which} needs {smem} bytes of shared memory, {problem.arch} has {spec.smem_bytes}"
             )
         if gemm.stages < 2:
-            reasons.append(f"{which} has {gemm.stages} stage: loads would not overlap the MMA")
+            reasons.append(
+                f"{which} has {gemm.stages} of at least 2 stages: loads would not overlap the MMA"
+            )
     return reasons
 
 
@@ -100,7 +104,8 @@ def _sm90_plan(token_tile: int) -> MoePlan:
         route=RouteVariant(token_tile=token_tile, decode_x=True),
         gemm1=gemm,
         gemm2=gemm,
-        finalize=FinalizeVariant(),
+        # small tiles are taken while a CTA has few of them, and then a launch is what costs
+        finalize=FinalizeVariant(inline=token_tile <= SM90_INLINE_FINALIZE_TILE),
     )
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from .plan import MoePlan
+from .plan import MoePlan, Sm90Gemm
 from .problem import MoeProblem
 
 __all__ = ["ALIGNMENT", "Section", "WorkspaceLayout", "workspace_layout"]
@@ -102,6 +102,19 @@ def workspace_layout(problem: MoeProblem, plan: MoePlan) -> WorkspaceLayout:
                 count="tiles",
                 bytes_each=tile * intermediate // 16,
                 holds="e4m3, 128x4 tiles",
+            ),
+        ]
+    if plan.finalize.inline and isinstance(plan.gemm2, Sm90Gemm):
+        row_blocks = -(-hidden // plan.gemm2.row_tile)
+        sections += [
+            Section(
+                name="token_slots", count="tokens", bytes_each=4, holds="int32: local slots of it"
+            ),
+            Section(
+                name="arrivals",
+                count="tokens",
+                bytes_each=4 * row_blocks,
+                holds=f"int32 (T, {row_blocks}): slots whose columns are in",
             ),
         ]
     if problem.deterministic:
