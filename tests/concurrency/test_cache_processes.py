@@ -146,6 +146,7 @@ def forked_inside():
         if os.fork() == 0:
             return "child"
         os.wait()
+        assert (folder / "k.holder").exists()
         with key_lock(folder, "k", 0) as second:
             return second
 got = forked_inside()

@@ -193,6 +193,12 @@ def test_entry_under_another_name_is_refused(entry: Entry) -> None:
         read_entry(moved)
 
 
+def test_entry_of_another_key_is_refused(entry: Entry) -> None:
+    assert read_entry(entry.path, make_key()) == entry
+    with pytest.raises(DamagedEntry, match="that of another key"):
+        read_entry(entry.path, make_key(arch="sm_90a"))
+
+
 def link_out(folder: Path) -> None:
     (folder / "kernel.so").symlink_to("/etc/hostname")
 

@@ -125,6 +125,10 @@ def longer(entry: Entry) -> None:
         file.write(b"\0")
 
 
+def huge(entry: Entry) -> None:
+    os.truncate(entry.path / "kernel.so", 1 << 40)  # sparse: hashing it would take an hour
+
+
 def remove_file(entry: Entry) -> None:
     (entry.path / "kernel.ptx").unlink()
 
@@ -221,6 +225,7 @@ DAMAGES = [
     truncate,
     empty,
     longer,
+    huge,
     remove_file,
     remove_manifest,
     empty_manifest,
@@ -348,10 +353,11 @@ def test_a_foreign_entry_is_not_used(
     found = trusting.find(make_key())
     assert found is not None
     assert not found.private
+    assert found.read("kernel.so") == FILES["kernel.so"]
 
 
 @pytest.mark.skipif(os.getuid() != 0, reason="only root can give files away")
-@pytest.mark.parametrize("name", [".", "kernel.so", "manifest.json"])
+@pytest.mark.parametrize("name", [".", "..", "../..", "../../..", "kernel.so", "manifest.json"])
 def test_an_entry_with_a_foreign_part_is_not_used(
     store: Store, caplog: pytest.LogCaptureFixture, name: str
 ) -> None:
