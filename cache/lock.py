@@ -24,6 +24,10 @@ log = logging.getLogger("moejit.cache")
 # Waiters of a lock that is held for seconds: 20 ms is a late start of at most 1 %.
 _POLL_S = 0.02
 
+# Locks that a forked child inherited. Older releases of filelock unlock when the object is
+# collected, in the child too, and that would free the parent's lock.
+_inherited: list[object] = []
+
 
 class LockState(enum.Enum):
     """What became of an attempt to lock."""
@@ -80,7 +84,9 @@ def key_lock(lock_dir: Path, name: str, timeout_s: float) -> Iterator[LockState]
     try:
         yield state
     finally:
-        if state is LockState.HELD and lock is not None and os.getpid() == pid:
+        if os.getpid() != pid:
+            _inherited.append(lock)
+        elif state is LockState.HELD and lock is not None:
             try:
                 _holder_file(path).unlink(missing_ok=True)  # before the release: it is ours still
                 lock.release()
