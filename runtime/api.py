@@ -87,10 +87,43 @@ def moe_nvfp4(
         CompileFailed, LinkerMissing, LoadFailed: the layer could not be built or loaded.
     """
     active = dispatcher.current or dispatcher.active()
+    weights = (
+        w1_weight,
+        w1_weight_sf,
+        w1_alpha,
+        fc2_input_scale,
+        w2_weight,
+        w2_weight_sf,
+        w2_alpha,
+    )
     signature: tuple[object, ...] = ()
     runner = None
     try:
+        weights_at = (
+            w1_weight.data_ptr(),
+            w1_weight_sf.data_ptr(),
+            w1_alpha.data_ptr(),
+            fc2_input_scale.data_ptr(),
+            w2_weight.data_ptr(),
+            w2_weight_sf.data_ptr(),
+            w2_alpha.data_ptr(),
+        )
+        # A layer's weights are the same objects at every call: they are looked at once.
+        known = active.weights.get(
+            (
+                id(w1_weight),
+                id(w1_weight_sf),
+                id(w1_alpha),
+                id(fc2_input_scale),
+                id(w2_weight),
+                id(w2_weight_sf),
+                id(w2_alpha),
+            )
+        )
+        if known is None or known.addresses != weights_at:
+            known = active.weights.add(weights, weights_at)
         signature = (
+            known.kind,
             num_experts,
             top_k,
             num_local_experts,
@@ -101,7 +134,7 @@ def moe_nvfp4(
             enable_pdl,
             x.shape,
             x.dtype,
-            x.device,
+            x.get_device(),
             x_sf.shape,
             x_sf.dtype,
             x_sf.get_device(),
@@ -111,37 +144,10 @@ def moe_nvfp4(
             token_final_scales.shape,
             token_final_scales.dtype,
             token_final_scales.get_device(),
-            w1_weight.shape,
-            w1_weight.dtype,
-            w1_weight.get_device(),
-            w1_weight_sf.shape,
-            w1_weight_sf.dtype,
-            w1_weight_sf.get_device(),
-            w1_weight_sf.stride(),
-            w1_alpha.numel(),
-            w1_alpha.dtype,
-            w1_alpha.get_device(),
-            fc2_input_scale.numel(),
-            fc2_input_scale.dtype,
-            fc2_input_scale.get_device(),
-            w2_weight.shape,
-            w2_weight.dtype,
-            w2_weight.get_device(),
-            w2_weight_sf.shape,
-            w2_weight_sf.dtype,
-            w2_weight_sf.get_device(),
-            w2_weight_sf.stride(),
-            w2_alpha.numel(),
-            w2_alpha.dtype,
-            w2_alpha.get_device(),
             x.is_contiguous()
             and x_sf.is_contiguous()
             and token_selected_experts.is_contiguous()
-            and token_final_scales.is_contiguous()
-            and w1_weight.is_contiguous()
-            and w1_alpha.is_contiguous()
-            and w2_weight.is_contiguous()
-            and w2_alpha.is_contiguous(),
+            and token_final_scales.is_contiguous(),
             moe_output is None
             or (
                 moe_output.shape,
@@ -156,22 +162,9 @@ def moe_nvfp4(
     if runner is not None:
         out = moe_output
         if out is None:
-            out = torch.empty((x.shape[0], x.shape[1] << 1), dtype=output_dtype, device=x.device)
+            out = x.new_empty((x.shape[0], x.shape[1] << 1), dtype=output_dtype)
         try:
-            runner(
-                out,
-                x,
-                x_sf,
-                token_selected_experts,
-                token_final_scales,
-                w1_weight,
-                w1_weight_sf,
-                w1_alpha,
-                fc2_input_scale,
-                w2_weight,
-                w2_weight_sf,
-                w2_alpha,
-            )
+            runner(out, x, x_sf, token_selected_experts, token_final_scales, weights, weights_at)
             return out
         except NeedsCheck:
             pass
@@ -197,19 +190,7 @@ def moe_nvfp4(
         aux_stream,
         enable_pdl,
     )
-    inputs = (
-        x,
-        x_sf,
-        token_selected_experts,
-        token_final_scales,
-        w1_weight,
-        w1_weight_sf,
-        w1_alpha,
-        fc2_input_scale,
-        w2_weight,
-        w2_weight_sf,
-        w2_alpha,
-    )
+    inputs = (x, x_sf, token_selected_experts, token_final_scales)
     call = Call(
         device=x.device,
         tokens=checked.tokens,
@@ -226,13 +207,13 @@ def moe_nvfp4(
         pdl=enable_pdl,
         extents=None
         if moe_output is None
-        else (moe_output.nbytes, *(tensor.nbytes for tensor in inputs)),
+        else (moe_output.nbytes, *(tensor.nbytes for tensor in (*inputs, *weights))),
     )
     first = active.prepare(signature, call)
     out = moe_output
     if out is None:
         out = torch.empty((checked.tokens, checked.hidden), dtype=output_dtype, device=x.device)
-    first(out, *inputs)
+    first(out, *inputs, weights, weights_at)
     return out
 
 

@@ -17,7 +17,7 @@ import torch
 from moejit.codegen.arch import arch_for_capability
 from moejit.codegen.problem import MoeProblem
 from moejit.runtime.errors import BackendUnavailable
-from moejit.runtime.launcher import Bound, Layer, bind
+from moejit.runtime.launcher import Bound, Layer, Weights, bind
 from moejit.runtime.settings import Settings
 from moejit.runtime.workspace import Workspaces
 
@@ -162,8 +162,16 @@ class ReferenceBackend:
             "output_dtype": call.output_dtype,
         }
 
-        def run(out: torch.Tensor, *inputs: torch.Tensor) -> None:
-            reference(*inputs, moe_output=out, **options)
+        def run(
+            out: torch.Tensor,
+            x: torch.Tensor,
+            x_sf: torch.Tensor,
+            ids: torch.Tensor,
+            scales: torch.Tensor,
+            weights: Weights,
+            weights_at: tuple[int, ...],
+        ) -> None:
+            reference(x, x_sf, ids, scales, *weights, moe_output=out, **options)
 
         return Bound(run)
 

@@ -15,8 +15,6 @@ import threading
 import time
 from dataclasses import replace
 
-import torch
-
 from moejit.cache.store import Store
 from moejit.codegen.plan import MoePlan
 from moejit.codegen.problem import MoeProblem
@@ -28,6 +26,7 @@ from moejit.runtime.backends import Backend, Call, backend_for
 from moejit.runtime.build import build_entry, layer_key, open_store, prewarm_command, token_bucket
 from moejit.runtime.errors import CaptureWouldCompile, JitDisabled
 from moejit.runtime.launcher import Bound, Layer, Runner
+from moejit.runtime.known_weights import KnownWeights
 from moejit.runtime.loader import load_layer, open_runtime
 from moejit.runtime.settings import Settings, on_change, settings
 
@@ -44,11 +43,13 @@ class Dispatcher:
 
     Attributes:
         settings: what it was made for.
-        runners: call signature -> runner. `runtime.api` reads it without a lock.
+        weights: sets of weight tensors that were looked at.
+        runners: call signature -> runner. `runtime.api` reads both without a lock.
     """
 
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
+        self.weights = KnownWeights()
         self.runners: dict[tuple[object, ...], Runner] = {}
         self.store: Store = open_store(settings)
         self._planned: dict[MoeProblem, Layer] = {}
@@ -130,17 +131,17 @@ class _FirstRun:
     def __init__(self, bound: Bound, backend: str) -> None:
         self._bound, self._backend = bound, backend
 
-    def __call__(self, *tensors: torch.Tensor) -> None:
+    def __call__(self, *arguments: object) -> None:
         layer = self._bound.layer
         start = time.perf_counter()
-        self._bound.run(*tensors)
+        self._bound.run(*arguments)
         name = layer.name if layer else self._backend
         events.emit("launch", name, time.perf_counter() - start, "first of its shapes")
         if layer:
             layer.launched = True
 
 
-def _nothing(*tensors: torch.Tensor) -> None:
+def _nothing(*arguments: object) -> None:
     """Runs a call with no tokens."""
 
 

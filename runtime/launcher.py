@@ -17,14 +17,16 @@ from moejit.codegen.plan import MoePlan
 from moejit.codegen.workspace import WorkspaceLayout
 from moejit.runtime.workspace import Workspaces
 
-__all__ = ["Bound", "Layer", "NeedsCheck", "Runner", "bind"]
+__all__ = ["Bound", "Layer", "NeedsCheck", "Runner", "Weights", "bind"]
 
 
 class NeedsCheck(Exception):
     """The addresses of a call break a rule; the full check of the arguments says which."""
 
 
-# Runs one call signature; the tensors are in the order of `moe_nvfp4`, the output first.
+# w1, its scale factors and alphas, fc2_input_scale, w2, its scale factors and alphas.
+Weights = tuple[torch.Tensor, ...]
+# Runs one call signature: (output, x, x_sf, ids, routing scales, weights, addresses of the weights).
 Runner = Callable[..., None]
 
 
@@ -78,8 +80,7 @@ def bind(
             might overlap an input; None where it is fresh.
     """
     function, take = layer.function, workspaces.take
-    tokens, local_experts, local_offset, sms = sizes
-    workspace_bytes = layer.layout.bytes(tokens, local_experts)
+    workspace_bytes = layer.layout.bytes(sizes[0], sizes[1])
 
     # A closure, not an object with __call__: the interpreter enters it without building a tuple.
     def launch(
@@ -88,19 +89,12 @@ def bind(
         x_sf: torch.Tensor,
         ids: torch.Tensor,
         scales: torch.Tensor,
-        w1: torch.Tensor,
-        w1_sf: torch.Tensor,
-        w1_alpha: torch.Tensor,
-        fc2_scale: torch.Tensor,
-        w2: torch.Tensor,
-        w2_sf: torch.Tensor,
-        w2_alpha: torch.Tensor,
+        weights: Weights,
+        weights_at: tuple[int, ...],
     ) -> None:
         x_at, x_sf_at = x.data_ptr(), x_sf.data_ptr()
         ids_at, scales_at = ids.data_ptr(), scales.data_ptr()
-        w1_at, w1_sf_at, w1_alpha_at = w1.data_ptr(), w1_sf.data_ptr(), w1_alpha.data_ptr()
-        w2_at, w2_sf_at, w2_alpha_at = w2.data_ptr(), w2_sf.data_ptr(), w2_alpha.data_ptr()
-        fc2_scale_at = fc2_scale.data_ptr()
+        w1_at, w1_sf_at, w1_alpha_at, fc2_scale_at, w2_at, w2_sf_at, w2_alpha_at = weights_at
         if (x_at | x_sf_at | w1_at | w1_sf_at | w2_at | w2_sf_at) & 15:
             raise NeedsCheck
         if extents is not None:
@@ -127,24 +121,6 @@ def bind(
                 raise NeedsCheck
         # The buffer of the workspace stays referenced until the launches are queued.
         _, workspace_at, _buffer = take(workspace_bytes)
-        function(
-            out,
-            x_at,
-            x_sf_at,
-            ids_at,
-            scales_at,
-            w1_at,
-            w1_sf_at,
-            w1_alpha_at,
-            fc2_scale_at,
-            w2_at,
-            w2_sf_at,
-            w2_alpha_at,
-            workspace_at,
-            tokens,
-            local_experts,
-            local_offset,
-            sms,
-        )
+        function(out, x_at, x_sf_at, ids_at, scales_at, *weights_at, workspace_at, *sizes)
 
     return Bound(launch, layer)

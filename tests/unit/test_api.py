@@ -236,8 +236,10 @@ def test_launch_passes_each_call_its_own_addresses() -> None:
     )
     spaces = Workspaces(torch.device("cpu"), int, bool)
     launch = bind(layer, spaces, (4, 4, 0, 132), None).run
-    tensors = [torch.zeros(64, dtype=torch.uint8) for _ in range(12)]
-    launch(*tensors)
-    launch(*tensors[:1], *reversed(tensors[1:]))
-    assert seen[0][1:12] == tuple(reversed(seen[1][1:12]))
+    tensors = [torch.zeros(64, dtype=torch.uint8) for _ in range(5)]
+    launch(*tensors, (), tuple(range(16, 16 * 8, 16)))
+    launch(*tensors[:1], *reversed(tensors[1:]), (), tuple(range(160, 16 * 17, 16)))
+    assert seen[0][1:5] == tuple(reversed(seen[1][1:5]))
+    assert seen[0][5:12] == tuple(range(16, 16 * 8, 16))
+    assert seen[1][5:12] == tuple(range(160, 16 * 17, 16))
     assert seen[0][13:] == (4, 4, 0, 132)
