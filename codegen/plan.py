@@ -52,6 +52,11 @@ class Sm90Gemm:
         return weights + scales + self.token_tile * self.k_tile * 2
 
     @property
+    def smem_bytes(self) -> int:
+        """Shared memory of a CTA: barriers, then the stages."""
+        return 1024 + self.stages * self.stage_bytes
+
+    @property
     def name(self) -> str:
         return f"t{self.token_tile}r{self.row_tile}s{self.stages}"
 
@@ -65,12 +70,14 @@ class Sm100Gemm:
         tile_n: weight rows of a tile, 128 or 256.
         tile_k: elements of K in a pipeline stage.
         stages: pipeline stages.
+        out_buffers: 64-column slices of the output that gemm2 can have on their way to memory.
     """
 
     tile_m: int = 128
     tile_n: int
     tile_k: int = 256
     stages: int
+    out_buffers: int = 0
 
     @property
     def stage_bytes(self) -> int:
@@ -79,8 +86,16 @@ class Sm100Gemm:
         return rows * self.tile_k // 2 + rows * self.tile_k // 16
 
     @property
+    def smem_bytes(self) -> int:
+        """Shared memory of a CTA: barriers, stages, output slices of 64 fp32 and 16 bytes a row."""
+        return (
+            1024 + self.stages * self.stage_bytes + self.out_buffers * self.tile_m * (4 * 64 + 16)
+        )
+
+    @property
     def name(self) -> str:
-        return f"m{self.tile_m}n{self.tile_n}s{self.stages}"
+        out = f"b{self.out_buffers}" if self.out_buffers else ""
+        return f"m{self.tile_m}n{self.tile_n}s{self.stages}{out}"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -88,8 +103,9 @@ class FinalizeVariant:
     """How a token's slots are summed (or the fp32 sums taken) and rounded once.
 
     Attributes:
-        inline: gemm2 does it: whoever adds the last part of a token's columns rounds them. Saves a
-            launch, and costs every tile of gemm2 a pass through two barriers, so it is for few tiles.
+        inline: gemm2 does it: whoever adds the last part of a token's columns rounds them. Saves
+            a launch, and costs every tile of gemm2 a pass through two barriers, so it is for few
+            tiles.
         threads: threads of a CTA of the kernel of its own; each handles 8 output columns.
     """
 

@@ -19,8 +19,6 @@ from .problem import MoeProblem
 
 __all__ = ["Candidate", "candidates", "explain", "select", "why_not"]
 
-# Barriers, tile bookkeeping and alignment slack beside the pipeline stages, bytes.
-SM90_SMEM_RESERVE = 2048
 # wgmma N that the SM90 templates are compiled for.
 SM90_TOKEN_TILES = (8, 16, 32, 64, 128)
 # Largest token tile whose gemm2 sums and rounds a token's slots itself, without a finalize kernel.
@@ -56,12 +54,10 @@ def why_not(problem: MoeProblem, plan: MoePlan) -> list[str]:
     if plan.family != spec.family:
         reasons.append(f"its kernels are for {plan.family}, the problem asks for {problem.arch}")
     for which, gemm in (("gemm1", plan.gemm1), ("gemm2", plan.gemm2)):
-        smem = gemm.stages * gemm.stage_bytes
-        if isinstance(gemm, Sm90Gemm):
-            smem += SM90_SMEM_RESERVE
-        if smem > spec.smem_bytes:
+        if gemm.smem_bytes > spec.smem_bytes:
             reasons.append(
-                f"{which} needs {smem} bytes of shared memory, {problem.arch} has {spec.smem_bytes}"
+                f"{which} needs {gemm.smem_bytes} bytes of shared memory, "
+                f"{problem.arch} has {spec.smem_bytes}"
             )
         if gemm.stages < 2:
             reasons.append(
@@ -95,8 +91,8 @@ def explain(problem: MoeProblem) -> list[Candidate]:
 
 def _sm90_plan(token_tile: int) -> MoePlan:
     # As many stages as fit, at most 8: more than 8 x 128 of K in flight buys nothing.
-    stage = Sm90Gemm(token_tile=token_tile, stages=1).stage_bytes
-    stages = min(8, (arch_spec("sm_90a").smem_bytes - SM90_SMEM_RESERVE) // stage)
+    none = Sm90Gemm(token_tile=token_tile, stages=0)
+    stages = min(8, (arch_spec("sm_90a").smem_bytes - none.smem_bytes) // none.stage_bytes)
     gemm = Sm90Gemm(token_tile=token_tile, stages=stages)
     return MoePlan(
         family="sm90",
@@ -110,14 +106,16 @@ def _sm90_plan(token_tile: int) -> MoePlan:
 
 
 def _sm100_plan(tile_n: int) -> MoePlan:
-    stages = 5 if tile_n == 128 else 3
-    gemm = Sm100Gemm(tile_n=tile_n, stages=stages)
+    # As many stages as fit beside the output slices (docs/notes/sm100-kernels.md).
+    narrow = tile_n == 128
+    gemm1 = Sm100Gemm(tile_n=tile_n, stages=6 if narrow else 4)
+    gemm2 = Sm100Gemm(tile_n=tile_n, stages=4 if narrow else 3, out_buffers=2 if narrow else 1)
     return MoePlan(
         family="sm100",
-        token_tile=gemm.tile_m,
-        route=RouteVariant(token_tile=gemm.tile_m, decode_x=False),
-        gemm1=gemm,
-        gemm2=gemm,
+        token_tile=gemm1.tile_m,
+        route=RouteVariant(token_tile=gemm1.tile_m, decode_x=False),
+        gemm1=gemm1,
+        gemm2=gemm2,
         finalize=FinalizeVariant(),
     )
 
