@@ -107,7 +107,7 @@ def _show_cache(done: Demo) -> None:
         for trace in done.traces
     ]
     out.print(table("In the cache", ("key", "arch", ">size"), rows))
-    out.print(f"folder {done.traces[0].layer.path.parents[2]}", soft_wrap=True)
+    out.print(f"folder {done.traces[0].layer.path.parents[2]}")
     key = done.traces[-1].layer.key[:10]
     command = _command()
     out.print("\n[bold]Look inside[/]")
@@ -116,11 +116,10 @@ def _show_cache(done: Demo) -> None:
         (" --source", "the kernels that you have just run"),
         (" --ptx", "what the compiler made of them"),
     ):
-        out.print(f"  {command} inspect {key}{flags:<10} {meaning}", soft_wrap=True)
+        out.print(f"  {command} inspect {key}{flags:<10} {meaning}")
     if all(trace.warm for trace in done.traces):
         out.print(
             f"\nThis run was warm: nothing was compiled. `{command} cache clear` starts over.",
-            soft_wrap=True,
         )
     else:
         out.print("\nRun it again: the next run is warm.")

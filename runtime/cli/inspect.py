@@ -133,7 +133,7 @@ def _show_summary(facts: Inspection) -> None:
 
     out.print(f"[bold]{escape(facts.name)}[/] for {facts.arch}")
     out.print(f"key   {facts.key}")
-    out.print(f"path  {escape(str(facts.path))}", soft_wrap=True)
+    out.print(f"path  {escape(str(facts.path))}")
     built = human_time(float(facts.created.get("build_seconds", 0.0)))
     at = facts.created.get("at", "")
     out.print(f"built {at} in {built}; driver {facts.min_driver} or newer\n")

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Iterable, Sequence
-from typing import Any
+from typing import Any, Literal
 
 import typer
 from rich.console import Console
@@ -12,8 +13,10 @@ from rich.table import Table
 
 __all__ = ["emit_json", "human_bytes", "human_time", "notes", "out", "table"]
 
-out = Console(highlight=False)
-notes = Console(stderr=True, highlight=False)
+# Lines cut at 80 columns break commands and paths that people copy, hence soft_wrap; a file or a pipe
+# has no width to cut a table to.
+out = Console(highlight=False, soft_wrap=True, width=None if sys.stdout.isatty() else 200)
+notes = Console(stderr=True, highlight=False, soft_wrap=True)
 
 
 def emit_json(value: Any) -> None:
@@ -25,7 +28,8 @@ def table(title: str, columns: Sequence[str], rows: Iterable[Sequence[object]]) 
     """A table whose columns with a leading ``>`` in their name are right-aligned."""
     made = Table(title=title, title_justify="left", title_style="bold", box=None, pad_edge=False)
     for column in columns:
-        made.add_column(column.lstrip(">"), justify="right" if column.startswith(">") else "left")
+        justify: Literal["left", "right"] = "right" if column.startswith(">") else "left"
+        made.add_column(column.lstrip(">"), justify=justify, overflow="fold")
     for row in rows:
         made.add_row(*(str(cell) for cell in row))
     return made

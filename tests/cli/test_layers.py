@@ -125,7 +125,7 @@ def test_inspect_by_key_and_by_shape_agree(moejit: Run) -> None:
 
 def test_inspect_shows_kernels_plan_and_files(moejit: Run) -> None:
     done = moejit("inspect", *ONE)
-    for word in ("route", "gemm1", "gemm2", "finalize", "No spills", "kernel.ptx", "sm_90a"):
+    for word in ("route", "gemm1", "gemm2", "No spills", "kernel.ptx", "sm_90a"):
         assert word in done.out
 
 
@@ -205,9 +205,9 @@ def test_ambiguous_key_lists_the_matches() -> None:
 def test_resources_come_from_the_library(compiled: Path) -> None:
     (library,) = compiled.glob("entries/*/*/kernel.so")
     kernels = kernel_resources(library.read_bytes())
-    assert len(kernels) == 4
+    assert {"route", "gemm1", "gemm2"} <= {k.name.rsplit("_", 2)[-2] for k in kernels}
     assert all(0 < k.registers <= 255 and k.code_bytes and not k.stack_bytes for k in kernels)
-    assert {k.threads for k in kernels} > {0} or all(k.threads for k in kernels)
+    assert all(k.threads % 32 == 0 for k in kernels)
 
 
 def test_cubin_found_in_a_library_is_whole(compiled: Path) -> None:

@@ -25,7 +25,7 @@ PACKAGES: dict[str, set[str]] = {
     "codegen": {"jinja2"},
     "cache": {"filelock"},
     "emulator": {"numpy"},
-    "runtime": {"filelock", "numpy", "rich", "tomli", "torch", "tvm_ffi", "typer"},
+    "runtime": {"filelock", "numpy", "rich", "tomli", "tomllib", "torch", "tvm_ffi", "typer"},
 }
 # The only module that may touch the compiler; rendered kernels do too, but they are not imported.
 COMPILER = Path("runtime/compiler.py")
