@@ -8,16 +8,18 @@ one unit. Never imports torch, CUDA or cutlass.
 from __future__ import annotations
 
 from .arch import ARCHS, ArchSpec, arch_for_capability, arch_spec
-from .errors import MoejitError, NoVariantFits, TemplateError, UnknownArch
+from .errors import BadProblem, MoejitError, NoVariantFits, TemplateError, UnknownArch
 from .plan import MoePlan
 from .problem import MoeProblem
 from .render import LayerSource, SourceFile, render
-from .select import candidates, explain, select, why_not
+from .select import Candidate, candidates, explain, select, why_not
 from .workspace import WorkspaceLayout, workspace_layout
 
 __all__ = [
     "ARCHS",
     "ArchSpec",
+    "BadProblem",
+    "Candidate",
     "LayerSource",
     "MoePlan",
     "MoeProblem",

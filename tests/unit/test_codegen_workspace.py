@@ -7,7 +7,7 @@ from itertools import pairwise
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from moejit.codegen import MoePlan, MoeProblem, candidates, render, workspace_layout
@@ -42,6 +42,7 @@ calls = st.tuples(st.integers(0, 70_000), st.integers(1, 4096))  # tokens, local
 
 
 @all_layers
+@settings(deadline=None)
 @given(call=calls)
 def test_sections_are_aligned_and_apart(
     problem: MoeProblem, plan: MoePlan, call: tuple[int, int]
@@ -64,6 +65,7 @@ def test_sections_are_aligned_and_apart(
 
 
 @all_layers
+@settings(deadline=None)
 @given(call=calls, more=st.tuples(st.integers(0, 300), st.integers(0, 300)))
 def test_offsets_never_shrink(
     problem: MoeProblem, plan: MoePlan, call: tuple[int, int], more: tuple[int, int]
@@ -108,6 +110,7 @@ PLANS = [
 ]
 
 
+@settings(deadline=None)
 @given(
     plan=st.sampled_from(PLANS),
     top_k=st.integers(1, 32),
@@ -175,6 +178,7 @@ def host_code(problem: MoeProblem, plan: MoePlan) -> str:
 
 
 @all_layers
+@settings(deadline=None)
 @given(call=calls)
 def test_host_function_places_the_sections_alike(
     problem: MoeProblem, plan: MoePlan, call: tuple[int, int]
