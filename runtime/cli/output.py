@@ -13,8 +13,8 @@ from rich.table import Table
 
 __all__ = ["emit_json", "human_bytes", "human_time", "notes", "out", "table"]
 
-# Lines cut at 80 columns break commands and paths that people copy, hence soft_wrap; a file or a pipe
-# has no width to cut a table to.
+# Lines cut at 80 columns break what people copy, hence soft_wrap; a file or a pipe has no width to
+# cut a table to.
 out = Console(highlight=False, soft_wrap=True, width=None if sys.stdout.isatty() else 200)
 notes = Console(stderr=True, highlight=False, soft_wrap=True)
 
