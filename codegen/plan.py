@@ -53,8 +53,8 @@ class Sm90Gemm:
 
     @property
     def smem_bytes(self) -> int:
-        """Shared memory of a CTA: barriers, then the stages."""
-        return 1024 + self.stages * self.stage_bytes
+        """Shared memory of a CTA, at most: barriers, the list of finished rows, the stages."""
+        return 2048 + self.stages * self.stage_bytes
 
     @property
     def name(self) -> str:
