@@ -87,6 +87,7 @@ class Trace:
         total_s: the whole call.
         again_s: the same call once more: from the memory table to the launch.
         warm: whether the layer came from the cache on disk.
+        kept: whether the layer is in the cache now; not so where the cache cannot be written.
         layer: what was loaded.
         source_lines: lines of the rendered files.
     """
@@ -98,6 +99,7 @@ class Trace:
     total_s: float
     again_s: float
     warm: bool
+    kept: bool
     layer: Inspection
     source_lines: int
 
@@ -297,6 +299,7 @@ def trace_call(
         total_s=total_s,
         again_s=again_s,
         warm="compile" not in seconds,
+        kept=not entry.private,
         layer=inspect_entry(entry),
         source_lines=source_lines,
     )

@@ -102,6 +102,10 @@ def _show_result(done: Demo) -> None:
 
 
 def _show_cache(done: Demo) -> None:
+    if not all(trace.kept for trace in done.traces):
+        out.print("[yellow]Nothing was kept[/]: the cache folder cannot be written.")
+        out.print(f"`{_command()} doctor` says more; MOEJIT_CACHE_DIR names another folder.")
+        return
     rows = [
         (trace.layer.key[:10], trace.arch, human_bytes(sum(trace.layer.files.values())))
         for trace in done.traces

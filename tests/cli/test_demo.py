@@ -49,6 +49,7 @@ def test_demo_works_with_a_cache_that_cannot_be_written(
     with scope(cache_dir=tmp_path / "file" / "cache"):
         done = moejit("demo")
     assert done.code == 0 and "right" in done.out
+    assert "Nothing was kept" in done.out and "Run it again" not in done.out
 
 
 def test_demo_that_may_not_compile_says_what_to_do(moejit: Run, small: None) -> None:

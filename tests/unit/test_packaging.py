@@ -129,3 +129,11 @@ def test_installed_wheel_leaks_no_other_name(fresh_python: Path, tmp_path: Path)
     )
     names = run(fresh_python, "-c", code, cwd=tmp_path).split()
     assert [n for n in names if not n.startswith("moejit")] == ["dependencies.pth"]
+
+
+def test_tests_pass_against_the_installed_wheel(fresh_python: Path, tmp_path: Path) -> None:
+    """A part of the suite, from another folder, with no source folder on the path."""
+    tests = [REPO / "tests/unit" / name for name in ("test_codegen_problem.py", "test_layouts.py")]
+    options = ("-q", "-p", "no:cacheprovider", "-c", REPO / "pyproject.toml")
+    done = run(fresh_python, "-m", "pytest", *options, *tests, cwd=tmp_path)
+    assert " passed" in done
