@@ -123,6 +123,7 @@ def render(problem: MoeProblem, plan: MoePlan) -> LayerSource:
         "family": plan.family,
         "token_tile": plan.token_tile,
         "finalize_inline": plan.finalize.inline,
+        "gemm2_row_tile": getattr(plan.gemm2, "row_tile", None),
         "sections": layout.sections,
         "workspace_alignment": ALIGNMENT,
     }

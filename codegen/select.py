@@ -21,8 +21,6 @@ __all__ = ["Candidate", "candidates", "explain", "select", "why_not"]
 
 # wgmma N that the SM90 templates are compiled for.
 SM90_TOKEN_TILES = (8, 16, 32, 64, 128)
-# Largest token tile whose gemm2 sums and rounds a token's slots itself, without a finalize kernel.
-SM90_INLINE_FINALIZE_TILE = 16
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,7 +41,8 @@ def candidates(problem: MoeProblem) -> list[MoePlan]:
     """Every plan there is for the problem's architecture, fitting or not."""
     spec = arch_spec(problem.arch)
     if spec.family == "sm90":
-        return [_sm90_plan(tile) for tile in SM90_TOKEN_TILES]
+        smallest = _sm90_plan(SM90_TOKEN_TILES[0], inline_finalize=True)
+        return [*(_sm90_plan(tile) for tile in SM90_TOKEN_TILES), smallest]
     return [_sm100_plan(tile_n) for tile_n in (128, 256)]
 
 
@@ -89,7 +88,7 @@ def explain(problem: MoeProblem) -> list[Candidate]:
     return sorted(found, key=lambda c: math.inf if c.cost_us is None else c.cost_us)
 
 
-def _sm90_plan(token_tile: int) -> MoePlan:
+def _sm90_plan(token_tile: int, *, inline_finalize: bool = False) -> MoePlan:
     # As many stages as fit, at most 8: more than 8 x 128 of K in flight buys nothing.
     none = Sm90Gemm(token_tile=token_tile, stages=0)
     stages = min(8, (arch_spec("sm_90a").smem_bytes - none.smem_bytes) // none.stage_bytes)
@@ -100,8 +99,7 @@ def _sm90_plan(token_tile: int) -> MoePlan:
         route=RouteVariant(token_tile=token_tile, decode_x=True),
         gemm1=gemm,
         gemm2=gemm,
-        # small tiles are taken while a CTA has few of them, and then a launch is what costs
-        finalize=FinalizeVariant(inline=token_tile <= SM90_INLINE_FINALIZE_TILE),
+        finalize=FinalizeVariant(inline=inline_finalize),
     )
 
 
@@ -141,6 +139,10 @@ class _Device:
 _H200 = _Device(sms=132, fixed_us=5.6, slot_element_ps=3.53, weight_element_ps=0.039)
 # One step of 256 weight rows by 128 of K on one SM: decoding and loading, then wgmma by token row.
 _SM90_STEP_US, _SM90_STEP_US_PER_ROW = 0.5525, 0.00955
+# Finalize inside gemm2, on an H200: the GPU takes 0 to 0.7 us longer for 8 slots, 2 us for 32, 4 for
+# 128, as its CTAs end with a round trip to L2; the host saves a launch, 2.7 us, of which a caller
+# without a CUDA graph sees some at the smallest layers only: counted as 1.
+_INLINE_US, _INLINE_US_PER_SLOT, _LAUNCH_SAVED_US = 0.5, 0.03, 1.0
 # B200, B300: modelled. 8 TB/s of memory; 9 and 13.5 PFLOP/s of dense FP4. A result element costs
 # what 4 bytes of fp32 addition cost at half the memory's rate.
 _B200 = _Device(sms=148, fixed_us=5.6, slot_element_ps=1.0, weight_element_ps=0.0)
@@ -163,6 +165,9 @@ def _cost_us(problem: MoeProblem, plan: MoePlan) -> float:
     local_share = problem.num_local_experts / problem.num_experts
     slot_elements = problem.tokens * problem.top_k * local_share * problem.hidden
     total = device.fixed_us + slot_elements * device.slot_element_ps * 1e-6
+    if plan.finalize.inline:
+        slots = problem.tokens * problem.top_k * local_share
+        total += _INLINE_US + _INLINE_US_PER_SLOT * slots - _LAUNCH_SAVED_US
     for gemm, weight_rows, k in (
         (plan.gemm1, 2 * problem.intermediate, problem.hidden),
         (plan.gemm2, problem.hidden, problem.intermediate),

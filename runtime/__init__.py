@@ -68,7 +68,9 @@ def __getattr__(name: str) -> Any:
     from importlib import import_module
 
     if name in _HOME:
-        return getattr(import_module(_HOME[name]), name)
+        # Kept, as looking it up anew costs 1 us at each `runtime.moe_nvfp4(...)`.
+        value = globals()[name] = getattr(import_module(_HOME[name]), name)
+        return value
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
