@@ -1,12 +1,13 @@
 """Is every result right? Runs `moe_nvfp4` on model shapes on a GPU and judges it in float64.
 
-For each case: moe_output is filled with NaN before every run; the result is compared with the reference
-(issue tolerance: |out - ref| <= 2^-7 |ref| + 2^-8 rms(ref) for 99.99 % of the elements, none beyond 8x).
-A kernel adds products in another order than the reference, so an intermediate value next to a rounding
-boundary may get the neighbouring FP4 code, which moves a whole output row by more than that. So each
-case is judged in two stages as well: the intermediate's codes and scale factors must be equal but for
-such ties (their distance from the tie is printed), and the output must be right for the codes that the
-kernel chose. The deterministic mode runs ten times and must give equal bits.
+For each case: moe_output is filled with NaN before every run; the result is compared with the
+reference (issue tolerance: |out - ref| <= 2^-7 |ref| + 2^-8 rms(ref) for 99.99 % of the elements,
+none beyond 8x). A kernel adds products in another order than the reference, so an intermediate
+value next to a rounding boundary may get the neighbouring FP4 code, which moves a whole output row
+by more than that. So each case is judged in two stages as well: the intermediate's codes and scale
+factors must be equal but for such ties (their distance from the tie is printed), and the output
+must be right for the codes that the kernel chose. The deterministic mode runs ten times and must
+give equal bits.
 
     python benchmarks/accuracy.py [--out DIR] [--only TEXT] [--commit HASH]
 """
@@ -27,8 +28,8 @@ from moejit.runtime.quantize import dequantize_nvfp4
 from moejit.runtime.reference import compare, moe_reference
 from moejit.runtime.trace import LayerTrace, intermediate_differences, trace_layer
 
-# A value may fall to the other side of a tie only if it is this near to it: fp32 accumulation in the
-# tensor cores over K <= 14336 terms moves a sum by a few 2^-20 of its terms' magnitude.
+# A value may fall to the other side of a tie only if it is this near to it: fp32 accumulation in
+# the tensor cores over K <= 14336 terms moves a sum by a few 2^-20 of its terms' magnitude.
 CODE_GAP = 2.0**-9  # in units of the block scale, where the largest code is 6
 SCALE_GAP = 2.0**-12  # relative
 
@@ -38,18 +39,20 @@ TOKENS = (0, 1, 7, 64, 515, 2048)
 def cases() -> list[tuple[str, Shape, dict[str, Any], tuple[int, ...]]]:
     """(name, shape, problem options, token counts)."""
     small = {"hidden": 1024, "intermediate": 512}
+    slices = {"local_experts": 8, "offset": 24}
+    absent = {"absent": 0.4, "ids_dtype": torch.int64, "scales_dtype": torch.bfloat16}
+    gpt_oss = Shape(hidden=2880, intermediate=2880, experts=32, top_k=4)
+    tails = Shape(hidden=320, intermediate=192, experts=8, top_k=2)
     return [
         ("qwen3-30b-a3b", SHAPES["qwen3-30b-a3b"], {}, TOKENS),
         ("deepseek-r1", SHAPES["deepseek-r1"], {}, TOKENS),
-        ("gpt-oss H=I=2880", Shape(hidden=2880, intermediate=2880, experts=32, top_k=4), {}, (1, 130, 600)),
+        ("gpt-oss H=I=2880", gpt_oss, {}, (1, 130, 600)),
         ("mixtral k=2", SHAPES["mixtral-8x7b"], {}, (1, 33, 300)),
         ("top_k=1", Shape(experts=16, top_k=1, **small), {}, (1, 5, 200)),
-        ("EP 8 of 64 at 24", Shape(experts=64, top_k=8, **small), {"local_experts": 8, "offset": 24}, (1, 65, 500)),
-        ("-1 ids, int64, bf16 scales", Shape(experts=32, top_k=4, **small),
-         {"absent": 0.4, "ids_dtype": torch.int64, "scales_dtype": torch.bfloat16}, (3, 300)),
-        ("H=320 I=192, fp16 scales", Shape(hidden=320, intermediate=192, experts=8, top_k=2),
-         {"scales_dtype": torch.float16}, (1, 17, 257)),
-    ]  # fmt: skip
+        ("EP 8 of 64 at 24", Shape(experts=64, top_k=8, **small), slices, (1, 65, 500)),
+        ("-1 ids, int64, bf16 scales", Shape(experts=32, top_k=4, **small), absent, (3, 300)),
+        ("H=320 I=192, fp16 scales", tails, {"scales_dtype": torch.float16}, (1, 17, 257)),
+    ]
 
 
 def output_from_values(traced: LayerTrace, problem: dict[str, Any]) -> torch.Tensor:

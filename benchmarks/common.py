@@ -50,8 +50,9 @@ def random_codes_problem(
 ) -> dict[str, Any]:
     """Keyword arguments of a call on the current GPU with random codes and random block scales.
 
-    Weights are drawn as NVFP4 bytes, not quantized from floats: every code occurs, and a model-sized
-    layer takes no more memory than its packed weights. Alphas bring the activations to order one.
+    Weights are drawn as NVFP4 bytes, not quantized from floats: every code occurs, and a
+    model-sized layer takes no more memory than its packed weights. Alphas bring the activations to
+    order one.
 
     Args:
         absent: fraction of the ids that become -1.

@@ -1,10 +1,10 @@
 """How long does a warm layer take: on the host, on the GPU in a CUDA graph, and of that the floor.
 
 Host: wall time of `runtime.moe_nvfp4` calls that are only queued (the queue never fills), with the
-output given and not given, and of the bare call of the layer's host function. GPU: median over replays of
-a CUDA graph of several layers with weights that together exceed L2, so that every layer finds its
-weights cold. Floor: max(bytes / 4.3 TB/s, flops / 790 TFLOP/s), bytes = packed weights and scales of the
-experts that were hit, plus x and the output.
+output given and not given, and of the bare call of the layer's host function. GPU: median over
+replays of a CUDA graph of several layers with weights that together exceed L2, so that every layer
+finds its weights cold. Floor: max(bytes / 4.3 TB/s, flops / 790 TFLOP/s), bytes = packed weights
+and scales of the experts that were hit, plus x and the output.
 
     python benchmarks/latency.py [--out DIR] [--commit HASH] [--shapes A,B] [--tokens 1,16]
 """

@@ -15,6 +15,8 @@ import threading
 import time
 from dataclasses import replace
 
+import torch
+
 from moejit.cache.store import Store
 from moejit.codegen.plan import MoePlan
 from moejit.codegen.problem import MoeProblem
@@ -25,8 +27,8 @@ from moejit.runtime import events
 from moejit.runtime.backends import Backend, Call, backend_for
 from moejit.runtime.build import build_entry, layer_key, open_store, prewarm_command, token_bucket
 from moejit.runtime.errors import CaptureWouldCompile, JitDisabled
-from moejit.runtime.launcher import Bound, Layer, Runner
 from moejit.runtime.known_weights import KnownWeights
+from moejit.runtime.launcher import Bound, Layer, Runner
 from moejit.runtime.loader import load_layer, open_runtime
 from moejit.runtime.settings import Settings, on_change, settings
 
@@ -44,13 +46,14 @@ class Dispatcher:
     Attributes:
         settings: what it was made for.
         weights: sets of weight tensors that were looked at.
-        runners: call signature -> runner. `runtime.api` reads both without a lock.
+        runners: call signature -> what runs it, and a tensor of the output's shape, dtype and
+            device that takes no memory. `runtime.api` reads both tables without a lock.
     """
 
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
         self.weights = KnownWeights()
-        self.runners: dict[tuple[object, ...], Runner] = {}
+        self.runners: dict[tuple[object, ...], tuple[Runner, torch.Tensor]] = {}
         self.store: Store = open_store(settings)
         self._planned: dict[MoeProblem, Layer] = {}
         self._layers: dict[LayerId, Layer] = {}
@@ -64,13 +67,13 @@ class Dispatcher:
             MoejitError: there is no kernel for it, and none could or may be built.
         """
         if call.tokens == 0:
-            self.runners[signature] = _nothing
+            self.runners[signature] = _nothing, _template(call)
             return _nothing
         backend = backend_for(call.device, self.settings)
         bound = backend.bind(call, self.layer)
         if len(self.runners) >= MAX_SIGNATURES:
             self.runners.clear()
-        self.runners[signature] = bound.run
+        self.runners[signature] = bound.run, _template(call)
         return _FirstRun(bound, backend.name)
 
     def layer(self, problem: MoeProblem, backend: Backend) -> Layer:
@@ -139,6 +142,12 @@ class _FirstRun:
         events.emit("launch", name, time.perf_counter() - start, "first of its shapes")
         if layer:
             layer.launched = True
+
+
+def _template(call: Call) -> torch.Tensor:
+    """(T, H) of the output's dtype on its device, all of it one element."""
+    one = torch.empty(1, dtype=call.output_dtype, device=call.device)
+    return one.expand(call.tokens, call.hidden)
 
 
 def _nothing(*arguments: object) -> None:

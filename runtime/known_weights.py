@@ -1,10 +1,11 @@
 """Weight tensors that were looked at: a layer's weights are the same objects at every call.
 
-A call's signature holds the shapes, strides, dtypes and devices of seven weight tensors. Reading them
-all takes longer than the rest of the host side, so they are read once for each set of tensor objects and
-kept as a small number, the set's kind: equal numbers mean equal facts. A set is forgotten when one of
-its tensors dies, and read again when one has moved (`param.data = ...`). What is not noticed is a
-tensor that gets another shape, stride or dtype in place and stays where it is (`t_`, `resize_`).
+A call's signature holds the shapes, strides, dtypes and devices of seven weight tensors. Reading
+them all takes longer than the rest of the host side, so they are read once for each set of tensor
+objects and kept as a small number, the set's kind: equal numbers mean equal facts. A set is
+forgotten when one of its tensors dies, and read again when one has moved (`param.data = ...`). What
+is not noticed is a tensor that gets another shape, stride or dtype in place and stays where it is
+(`t_`, `resize_`).
 """
 
 from __future__ import annotations

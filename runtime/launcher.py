@@ -26,7 +26,8 @@ class NeedsCheck(Exception):
 
 # w1, its scale factors and alphas, fc2_input_scale, w2, its scale factors and alphas.
 Weights = tuple[torch.Tensor, ...]
-# Runs one call signature: (output, x, x_sf, ids, routing scales, weights, addresses of the weights).
+# Runs one call signature: (output, x, x_sf, ids, routing scales, weights, addresses of the
+# weights).
 Runner = Callable[..., None]
 
 

@@ -1,8 +1,9 @@
 """Runs one call and hands back what lay between its kernels: the permutation and the intermediate.
 
 For people who look for where two results part, and for tests that judge the two GEMMs on their own.
-The kernels, plan and cache are those of `moe_nvfp4`; only the workspace is a private one, filled with
-0xFF first (NaN in every float format, -1 in every integer), so that what a kernel forgets shows.
+The kernels, plan and cache are those of `moe_nvfp4`; only the workspace is a private one, filled
+with 0xFF first (NaN in every float format, -1 in every integer), so that what a kernel forgets
+shows.
 """
 
 from __future__ import annotations
@@ -56,8 +57,8 @@ class Differences:
         scales: blocks of 16 whose scale factor differs.
         codes: elements that differ in blocks with equal scale factors.
         elements: elements compared.
-        scale_gap: largest distance of such a scale factor, before rounding, from the midpoint between
-            two e4m3 numbers, relative to it.
+        scale_gap: largest distance of such a scale factor, before rounding, from the midpoint
+            between two e4m3 numbers, relative to it.
         code_gap: largest distance of such an element, before rounding and in units of its scale
             factor (so that 6 is the largest code), from the midpoint between two e2m1 numbers.
     """
@@ -169,8 +170,8 @@ def intermediate_differences(
 ) -> Differences:
     """How a traced intermediate differs from the reference's, and how near those were to a tie.
 
-    A kernel adds products in another order than the reference, so a value next to a rounding boundary
-    may fall to its other side. Anything further away is a fault.
+    A kernel adds products in another order than the reference, so a value next to a rounding
+    boundary may fall to its other side. Anything further away is a fault.
 
     Args:
         traced: from `trace_layer`.
