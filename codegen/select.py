@@ -65,6 +65,12 @@ def why_not(problem: MoeProblem, plan: MoePlan) -> list[str]:
                 f"{which} has {gemm.stages} of at least {least} stages: "
                 "loads would not overlap the MMA"
             )
+    if isinstance(plan.gemm1, Sm90Gemm) and plan.token_tile == 128:
+        if problem.hidden <= plan.gemm1.k_tile:
+            reasons.append(
+                f"gemm1 has one step along K={problem.hidden}: without a loop around it the "
+                "compiler spills registers at 128 token rows"
+            )
     return reasons
 
 
