@@ -90,6 +90,11 @@ class Store:
         """The root that is written to."""
         return self.roots[0]
 
+    @property
+    def write_problem(self) -> str:
+        """Why the root is not written to any more; empty while it is."""
+        return self._write_problem
+
     def entry_path(self, key: KernelKey, root: Path | None = None) -> Path:
         """Where the entry of a key lies, whether or not it does."""
         return (root or self.root) / "entries" / key.digest()[:2] / key.entry_name

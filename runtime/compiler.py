@@ -6,7 +6,7 @@ bytes on any machine: every option is explicit, host code is built for a portabl
 path, date or library of the build machine gets in.
 
 The DSL keeps its options and its tracing state in singletons, so one lock serialises every compile
-of a process; `runtime.prewarm` compiles in parallel by processes.
+of a process; `runtime.prewarming` compiles in parallel by processes.
 """
 
 from __future__ import annotations

@@ -19,6 +19,7 @@ __all__ = [
     "LinkerMissing",
     "LoadFailed",
     "MoejitError",
+    "NotKept",
 ]
 
 
@@ -180,6 +181,29 @@ class LinkerMissing(MoejitError):
         return (
             f"no linker found (looked for {', '.join(self.tried)}). Install one of them, or use a "
             "cache that was built on another machine."
+        )
+
+
+class NotKept(MoejitError):
+    """A kernel was compiled ahead of time, but the cache folder could not keep it.
+
+    Attributes:
+        kernel: The layer's name.
+        root: The cache folder.
+        reason: What the file system said; may be empty.
+    """
+
+    def __init__(self, kernel: str, root: str, reason: str = "") -> None:
+        super().__init__(kernel, root, reason)
+        self.kernel = kernel
+        self.root = root
+        self.reason = reason
+
+    def __str__(self) -> str:
+        reason = f": {self.reason}" if self.reason else ""
+        return (
+            f"{self.kernel} was compiled, but the cache {self.root} could not keep it{reason}. "
+            "Free some space, or set MOEJIT_CACHE_DIR to a folder that this user owns and can write"
         )
 
 

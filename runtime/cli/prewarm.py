@@ -13,7 +13,7 @@ from moejit.runtime.cli.output import emit_json, human_time, notes, out, table
 if TYPE_CHECKING:
     from moejit.codegen.problem import MoeProblem
     from moejit.runtime.cli.shapes import LayerShape
-    from moejit.runtime.prewarm import PrewarmReport
+    from moejit.runtime.prewarming import PrewarmReport
 
 __all__ = ["prewarm"]
 
@@ -89,8 +89,8 @@ def prewarm(
 def _run(problems: list[MoeProblem], jobs: int | None, *, quiet: bool) -> PrewarmReport:
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-    from moejit.runtime.prewarm import Outcome, distinct_sources
-    from moejit.runtime.prewarm import prewarm as run
+    from moejit.runtime.prewarming import Outcome, distinct_sources
+    from moejit.runtime.prewarming import prewarm as run
 
     total = len(distinct_sources(problems)[0])
     columns = (
@@ -108,31 +108,20 @@ def _run(problems: list[MoeProblem], jobs: int | None, *, quiet: bool) -> Prewar
             text = f"{outcome.arch} {outcome.name}"
             progress.update(task, advance=1, description=text)
 
-        return run(problems, jobs=jobs, on_compile=done)
+        try:
+            return run(problems, jobs=jobs, on_compile=done)
+        except KeyboardInterrupt:
+            progress.stop()
+            text = "interrupted; finished layers are in the cache, and the same command goes on"
+            typer.echo(f"moejit: {text}", err=True)
+            raise typer.Exit(130) from None
 
 
 def _failures(report: PrewarmReport) -> list[dict[str, str]]:
     """What is not in the cache now: refused problems, failed or lost compiles."""
-    found = [{"layer": _short(problem), "error": str(error)} for problem, error in report.rejected]
-    found += [
-        {"layer": f"{outcome.arch} {outcome.name}", "error": str(outcome.error)}
-        for outcome in report.failed
-    ]
-    if report.built:
-        from moejit.runtime.build import open_store
-        from moejit.runtime.settings import settings
-
-        store = open_store(settings())
-        kept = {(e.manifest.key.arch, e.manifest.key.name) for e in store.list()}
-        found += [
-            {
-                "layer": f"{outcome.arch} {outcome.name}",
-                "error": f"compiled, but {store.root} could not keep it; is it writable, or full?",
-            }
-            for outcome in report.built
-            if (outcome.arch, outcome.name) not in kept
-        ]
-    return found
+    rejected = [(_short(problem), error) for problem, error in report.rejected]
+    failed = [(f"{outcome.arch} {outcome.name}", outcome.error) for outcome in report.failed]
+    return [{"layer": layer, "error": str(error)} for layer, error in [*rejected, *failed]]
 
 
 def _short(problem: MoeProblem) -> str:

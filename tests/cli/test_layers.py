@@ -13,7 +13,8 @@ import pytest
 from moejit.codegen.problem import MoeProblem
 from moejit.runtime import inspect as layers
 from moejit.runtime.cubin import find_cubins, kernel_resources
-from moejit.runtime.prewarm import prewarm
+from moejit.runtime.errors import NotKept
+from moejit.runtime.prewarming import prewarm
 from moejit.runtime.settings import scope
 
 Run = Callable[..., Any]
@@ -22,12 +23,9 @@ SHAPE = ("--hidden", "128", "--intermediate", "64", "--top-k", "2", "--experts",
 ONE = (*SHAPE, "--tokens", "8", "--arch", "sm_90a", "--finalize", "fused")
 
 
-@pytest.fixture(scope="module")
-def compiled(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A cache with the one layer that `ONE` needs."""
-    pytest.importorskip("cutlass", reason="compiles a layer")
-    root = tmp_path_factory.mktemp("compiled")
-    problem = MoeProblem(
+def layers_problem() -> MoeProblem:
+    """What `ONE` asks for."""
+    return MoeProblem(
         arch="sm_90a",
         hidden=128,
         intermediate=64,
@@ -36,8 +34,15 @@ def compiled(tmp_path_factory: pytest.TempPathFactory) -> Path:
         num_local_experts=4,
         tokens=8,
     )
+
+
+@pytest.fixture(scope="module")
+def compiled(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A cache with the one layer that `ONE` needs."""
+    pytest.importorskip("cutlass", reason="compiles a layer")
+    root = tmp_path_factory.mktemp("compiled")
     with scope(cache_dir=root, lock_dir=root / "locks", jit="auto", backend="auto", arch=None):
-        report = prewarm([problem], jobs=1)
+        report = prewarm([layers_problem()], jobs=1)
     assert report.ok, [str(outcome.error) for outcome in report.failed]
     return root
 
@@ -94,7 +99,13 @@ def test_prewarm_fails_where_the_cache_cannot_keep_a_layer(
     (tmp_path / "file").write_text("")
     with scope(cache_dir=tmp_path / "file" / "cache", jit="auto"):
         done = moejit("prewarm", *ONE, "-j", "1")
+        tree = json.loads(moejit("prewarm", *ONE, "-j", "1", "--json").out)
+        report = prewarm([layers_problem()], jobs=1)
     assert done.code == 1 and "could not keep it" in done.err
+    assert [layer["state"] for layer in tree["layers"]] == ["failed"] and tree["failures"]
+    (lost,) = report.failed
+    assert not report.ok and not report.built and isinstance(lost.error, NotKept)
+    assert lost.error.reason and str(tmp_path) in str(lost.error)
 
 
 @pytest.mark.parametrize(

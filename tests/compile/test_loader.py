@@ -20,7 +20,7 @@ from moejit.runtime import moe_nvfp4
 from moejit.runtime.build import build_entry, layer_key, open_store
 from moejit.runtime.errors import LoadFailed
 from moejit.runtime.loader import find_runtime, load_layer, open_runtime
-from moejit.runtime.prewarm import prewarm
+from moejit.runtime.prewarming import prewarm
 from moejit.runtime.settings import Settings, scope
 
 HERE = Path(__file__).parent

@@ -16,7 +16,7 @@ from problems import random_problem
 from moejit.runtime import build, dispatcher, events, moe_nvfp4
 from moejit.runtime.compiler import CompileReport, host_baseline
 from moejit.runtime.errors import CaptureWouldCompile, CompileFailed, JitDisabled, LoadFailed
-from moejit.runtime.prewarm import prewarm
+from moejit.runtime.prewarming import prewarm
 from moejit.runtime.settings import scope
 
 

@@ -38,7 +38,9 @@ def test_import_takes_at_most_50_ms(statement: str) -> None:
     assert seconds <= 0.05
 
 
-@pytest.mark.parametrize("module", ["settings", "build", "prewarm", "compiler", "events", "errors"])
+@pytest.mark.parametrize(
+    "module", ["settings", "build", "prewarming", "compiler", "events", "errors"]
+)
 def test_build_side_needs_neither_torch_nor_the_compiler(module: str) -> None:
     """A machine that only fills the cache imports torch in its compile workers, not before."""
     _, heavy = spent(f"import moejit.runtime.{module}")
@@ -53,3 +55,28 @@ def test_public_names_resolve() -> None:
         assert name in dir(runtime)
     with pytest.raises(AttributeError, match="nonsense"):
         _ = runtime.nonsense
+
+
+def test_helpers_that_the_readme_names_come_from_runtime() -> None:
+    from moejit.runtime import (  # noqa: F401
+        dequantize_nvfp4,
+        interleave_up_gate,
+        prepare_weights,
+        quantize_activations,
+        quantize_nvfp4,
+        sf_6d_view,
+        split_up_gate,
+        swizzle_scales,
+        unswizzle_scales,
+    )
+
+
+def test_no_public_name_is_a_module() -> None:
+    """Importing a submodule binds its name in the package, over a function of the same name."""
+    import pkgutil
+
+    from moejit import runtime
+
+    modules = {module.name for module in pkgutil.iter_modules(runtime.__path__)}
+    assert not modules & set(runtime.__all__)
+    assert callable(runtime.prewarm)

@@ -7,12 +7,9 @@ one thread at a time, and with the GPU hidden.
 
 from __future__ import annotations
 
-import multiprocessing
 import os
 import time
 from collections.abc import Callable, Iterable, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
-from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, replace
 
 from moejit.codegen.errors import MoejitError
@@ -20,8 +17,8 @@ from moejit.codegen.problem import MoeProblem
 from moejit.codegen.render import LayerSource, render
 from moejit.codegen.select import select
 from moejit.runtime.build import build_entry, layer_key, open_store, prewarm_command, token_bucket
-from moejit.runtime.compiler import hide_gpu
-from moejit.runtime.errors import CompileFailed
+from moejit.runtime.compile_pool import WorkerDied, run_jobs
+from moejit.runtime.errors import CompileFailed, NotKept
 from moejit.runtime.settings import Settings, scope, settings
 
 __all__ = ["Outcome", "PrewarmReport", "distinct_sources", "prewarm", "prewarm_command"]
@@ -39,7 +36,8 @@ class Outcome:
         arch: target.
         state: ``warm`` (was there), ``built`` or ``failed``.
         seconds: what it took here.
-        error: why it failed, None otherwise.
+        error: why it failed, None otherwise; `NotKept` where it compiled and the cache could not
+            hold it.
     """
 
     name: str
@@ -72,7 +70,7 @@ class PrewarmReport:
 
     @property
     def failed(self) -> tuple[Outcome, ...]:
-        """Layers that could not be compiled."""
+        """Layers that could not be compiled, or not be kept."""
         return self._named("failed")
 
     @property
@@ -145,18 +143,14 @@ def _build_in_pool(
     sources: Sequence[LayerSource], workers: int, done: Callable[[Outcome], None]
 ) -> None:
     # Fresh processes, never forks of this one: it may hold a CUDA context and threads.
-    methods = multiprocessing.get_all_start_methods()
-    context = multiprocessing.get_context("forkserver" if "forkserver" in methods else "spawn")
-    with ProcessPoolExecutor(workers, mp_context=context, initializer=hide_gpu) as pool:
-        jobs = {pool.submit(_build, source, settings()): source for source in sources}
-        for job in as_completed(jobs):
-            try:
-                done(job.result())
-            except BrokenProcessPool:
-                source = jobs[job]
-                text = "a compile process died; it may have run out of memory: try fewer jobs"
-                error = CompileFailed(source.name, source.arch, text=text)
-                done(Outcome(source.name, source.arch, "failed", 0.0, error))
+    jobs = [(source, settings()) for source in sources]
+    for index, result in run_jobs(_build, jobs, workers):
+        if isinstance(result, WorkerDied):
+            source = sources[index]
+            text = f"the compile process died ({result}); was it out of memory? Try fewer jobs (-j)"
+            error = CompileFailed(source.name, source.arch, text=text)
+            result = Outcome(source.name, source.arch, "failed", 0.0, error)
+        done(result)
 
 
 def _build(source: LayerSource, parent: Settings) -> Outcome:
@@ -165,7 +159,9 @@ def _build(source: LayerSource, parent: Settings) -> Outcome:
     error: MoejitError | None = None
     try:
         with scope(**parent.values()):
-            build_entry(open_store(parent), layer_key(source), source)
+            store = open_store(parent)
+            if build_entry(store, layer_key(source), source).private:
+                error = NotKept(source.name, str(store.root), store.write_problem)
     except MoejitError as exc:
         error = exc
     except Exception as exc:  # whatever it is: the report is where it belongs, the others go on
