@@ -16,6 +16,7 @@ from .errors import NoVariantFits
 from .layouts import ceil_div
 from .plan import FinalizeVariant, MoePlan, RouteVariant, Sm90Gemm, Sm100Gemm
 from .problem import MoeProblem
+from .workspace import padded_k
 
 __all__ = ["Candidate", "candidates", "explain", "select", "why_not"]
 
@@ -65,8 +66,14 @@ def why_not(problem: MoeProblem, plan: MoePlan) -> list[str]:
                 f"{which} has {gemm.stages} of at least {least} stages: "
                 "loads would not overlap the MMA"
             )
-    if isinstance(plan.gemm1, Sm90Gemm) and plan.token_tile == 128:
-        if problem.hidden <= plan.gemm1.k_tile:
+    if isinstance(plan.gemm1, Sm90Gemm):
+        chunks = problem.tokens * padded_k(problem.hidden) // 8
+        if chunks >= 2**31:
+            reasons.append(
+                f"gemm1 counts the 16-byte chunks of x in 32 bits: {problem.tokens} tokens have "
+                f"{chunks}, at most {2**31 - 1} fit; split the call"
+            )
+        if plan.token_tile == 128 and problem.hidden <= plan.gemm1.k_tile:
             reasons.append(
                 f"gemm1 has one step along K={problem.hidden}: without a loop around it the "
                 "compiler spills registers at 128 token rows"

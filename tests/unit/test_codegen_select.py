@@ -170,7 +170,7 @@ def test_tiles_grow_with_tokens(arch: str, shape: dict[str, int]) -> None:
         gemm = plan.gemm1
         return gemm.token_tile if isinstance(gemm, Sm90Gemm) else gemm.tile_n
 
-    tokens = [*range(0, 64), *range(64, 1024, 16), *range(1024, 8193, 128), 2**14, 2**18, 2**22]
+    tokens = [*range(0, 64), *range(64, 1024, 16), *range(1024, 8193, 128), 2**14, 2**18, 2**20]
     sizes = [size(select(problem_of(shape, t, arch))) for t in tokens]
     assert sizes == sorted(sizes)
     smallest, largest = (8, 128) if arch == "sm_90a" else (128, 256)
@@ -215,3 +215,11 @@ def test_finalize_inside_gemm2_is_taken_only_where_it_costs_less_than_a_launch(t
     assert inline.cost_us is not None
     assert other.cost_us is not None
     assert (inline.cost_us < other.cost_us) == (INLINE_COSTS_US[tokens] < 1.0)
+
+
+def test_more_tokens_than_the_gather_can_count_are_refused() -> None:
+    shape = {"hidden": 7168, "intermediate": 2048, "top_k": 8, "num_experts": 256}
+    most = 2**31 * 8 // 7168
+    assert select(problem_of(shape, most)).token_tile == 128
+    with pytest.raises(NoVariantFits, match="16-byte chunks of x"):
+        select(problem_of(shape, most + 1))
