@@ -171,7 +171,9 @@ class ReferenceBackend:
             weights: Weights,
             weights_at: tuple[int, ...],
         ) -> None:
-            reference(x, x_sf, ids, scales, *weights, moe_output=out, **options)
+            # As the kernels do it: no gradients, and any output tensor may be written to.
+            with torch.inference_mode():
+                reference(x, x_sf, ids, scales, *weights, moe_output=out, **options)
 
         return Bound(run)
 

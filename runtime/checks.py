@@ -171,6 +171,22 @@ def check_arguments(
                     and w2_weight_sf.is_contiguous()
                 )
             )
+            and (
+                not tokens
+                or (
+                    x.data_ptr()
+                    and x_sf.data_ptr()
+                    and token_selected_experts.data_ptr()
+                    and token_final_scales.data_ptr()
+                )
+            )
+            and w1_weight.data_ptr()
+            and w1_weight_sf.data_ptr()
+            and w1_alpha.data_ptr()
+            and w2_weight.data_ptr()
+            and w2_weight_sf.data_ptr()
+            and w2_alpha.data_ptr()
+            and fc2_input_scale.data_ptr()
             and not 15
             & (
                 (x_at := x.data_ptr())
@@ -191,6 +207,7 @@ def check_arguments(
                 and moe_output.get_device() == device
                 and (device >= 0 or moe_output.is_cpu)
                 and moe_output.is_contiguous()
+                and (begin or not tokens)
                 and not begin & 15
                 # apart from every input: each is one range of bytes
                 and (x_at >= end or x_at + tokens * half_h <= begin)

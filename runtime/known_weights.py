@@ -22,7 +22,7 @@ class Known(NamedTuple):
     """What is kept of one set of weights.
 
     Attributes:
-        kind: equal for two sets with equal shapes, strides, dtypes and devices.
+        kind: equal for two sets with equal shapes, strides, dtypes and devices, all with memory.
         addresses: where the tensors were.
         watched: references that end the entry with the first tensor.
     """
@@ -45,7 +45,10 @@ class KnownWeights:
 
     def add(self, weights: tuple[torch.Tensor, ...], addresses: tuple[int, ...]) -> Known:
         """Look at a set of weights and keep what was found until one of them dies."""
-        facts = tuple((w.shape, w.stride(), w.dtype, w.device, w.is_contiguous()) for w in weights)
+        facts = (
+            *((w.shape, w.stride(), w.dtype, w.device, w.is_contiguous()) for w in weights),
+            0 in addresses,  # freed memory: of no kind that was found good
+        )
         kind = self._kinds.setdefault(facts, len(self._kinds))
         identity = tuple(map(id, weights))
         sets = self._sets

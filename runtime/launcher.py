@@ -96,6 +96,9 @@ def bind(
         x_at, x_sf_at = x.data_ptr(), x_sf.data_ptr()
         ids_at, scales_at = ids.data_ptr(), scales.data_ptr()
         w1_at, w1_sf_at, w1_alpha_at, fc2_scale_at, w2_at, w2_sf_at, w2_alpha_at = weights_at
+        # Address 0: a meta tensor, or one whose storage was freed.
+        if not (x_at and x_sf_at and ids_at and scales_at):
+            raise NeedsCheck
         if (x_at | x_sf_at | w1_at | w1_sf_at | w2_at | w2_sf_at) & 15:
             raise NeedsCheck
         if extents is not None:
@@ -105,7 +108,8 @@ def bind(
             )
             low = -size
             if (
-                begin & 15
+                not begin
+                or begin & 15
                 # [at, at + n) and [begin, begin + size) overlap
                 or low < begin - x_at < x_n
                 or low < begin - x_sf_at < x_sf_n

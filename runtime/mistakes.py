@@ -6,6 +6,7 @@ argument, what it is, what it should be.
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from typing import Any, NamedTuple, NoReturn
 
@@ -93,7 +94,23 @@ def _tensor(
             _fail(name, f"is on device {value.device}", "on a CUDA device, or on the CPU")
     elif value.device != device:
         _fail(name, f"is on device {value.device}", f"on {device}, where 'x' is")
+    if value.numel() and not _address(value):
+        _fail(
+            name,
+            "has no memory: its storage was freed, or it is a fake tensor",
+            "a tensor with data",
+        )
     return value
+
+
+def _address(value: torch.Tensor) -> int:
+    """Where the data is; 0 where there is none."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # fake tensors warn, and answer 0
+            return value.data_ptr()
+    except RuntimeError:
+        return 0
 
 
 def _placed(name: str, value: torch.Tensor, *, align: bool) -> None:

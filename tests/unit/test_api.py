@@ -75,6 +75,19 @@ def test_no_tokens_gives_an_empty_output() -> None:
     assert out.shape == (0, 128) and out.dtype is torch.float16
 
 
+def test_reference_makes_no_graph_and_writes_to_any_output() -> None:
+    arguments = random_problem(tokens=3)
+    with torch.inference_mode():
+        out = torch.empty(3, 128, dtype=torch.bfloat16)
+    leaf = torch.empty(3, 128, dtype=torch.bfloat16, requires_grad=True)
+    arguments["token_final_scales"] = arguments["token_final_scales"].float().requires_grad_()
+    with scope(backend="reference"):
+        expected = moe_nvfp4(**arguments)
+        assert not expected.requires_grad
+        for given in (out, leaf):
+            assert torch.equal(moe_nvfp4(**{**arguments, "moe_output": given}), expected)
+
+
 def test_cuda_backend_without_cuda_says_so() -> None:
     if torch.cuda.is_available():
         pytest.skip("there is a GPU")
@@ -145,10 +158,24 @@ MISTAKES: dict[str, Any] = {
     "misaligned scales": lambda a: {"w2_weight_sf": _misaligned(a["w2_weight_sf"])},
     "output shape": lambda a: {"moe_output": torch.empty(4, 128, dtype=torch.bfloat16)},
     "output strides": lambda a: {"moe_output": torch.empty(128, 5, dtype=torch.bfloat16).T},
+    "meta activations": lambda a: {"x": a["x"].to("meta")},
+    "meta ids": lambda a: {"token_selected_experts": a["token_selected_experts"].to("meta")},
+    "freed activations": lambda a: _freed(a, "x"),
+    "freed scales": lambda a: _freed(a, "token_final_scales"),
+    "freed weight": lambda a: _freed(a, "w2_weight"),
+    "freed alpha": lambda a: _freed(a, "w1_alpha"),
+    "output freed": lambda a: _freed(
+        {"moe_output": torch.empty(5, 128, dtype=torch.bfloat16)}, "moe_output"
+    ),
     "output overlaps": lambda a: {
         "moe_output": a["w2_weight"].flatten()[: 5 * 256].view(torch.bfloat16).view(5, 128)
     },
 }
+
+
+def _freed(tensors: dict[str, Any], name: str) -> dict[str, Any]:
+    tensors[name].untyped_storage().resize_(0)
+    return {name: tensors[name]}
 
 
 def _misaligned(tensor: torch.Tensor) -> torch.Tensor:
