@@ -107,7 +107,7 @@ class Inspection:
         path: its folder.
         spec: problem and plan, as rendered.
         kernels: resources of each kernel, from the machine code.
-        pipeline_smem_bytes: dynamic shared memory of the GEMMs' pipelines, from the plan.
+        dynamic_smem_bytes: most dynamic shared memory that each GEMM asks for, from the plan.
         min_driver: oldest driver that can run it.
         created: when, by what and how long.
         files: size of each file.
@@ -119,7 +119,7 @@ class Inspection:
     path: Path
     spec: Mapping[str, Any]
     kernels: tuple[KernelResources, ...]
-    pipeline_smem_bytes: Mapping[str, int]
+    dynamic_smem_bytes: Mapping[str, int]
     min_driver: str
     created: Mapping[str, Any]
     files: Mapping[str, int]
@@ -192,7 +192,7 @@ def inspect_entry(entry: Entry) -> Inspection:
         path=entry.path,
         spec=dict(key.spec),
         kernels=tuple(kernel_resources(entry.read(LIBRARY))),
-        pipeline_smem_bytes=_pipeline_smem(key.spec),
+        dynamic_smem_bytes=_dynamic_smem(key.spec),
         min_driver=entry.manifest.min_driver,
         created=dict(entry.manifest.created),
         files={name: record.size for name, record in sorted(entry.manifest.files.items())},
@@ -227,9 +227,8 @@ def sass_of(entry: Entry) -> str:
 
 
 def why(problem: MoeProblem) -> list[Candidate]:
-    """Every plan with its modelled cost or the reasons against it; the choice first."""
-    found = explain(problem)
-    return sorted(found, key=lambda c: (c.cost_us is None, c.cost_us or 0.0, c.plan.name))
+    """Every plan with its modelled cost or the reasons against it, in the order of `explain`."""
+    return explain(problem)
 
 
 def find_nvdisasm() -> Path | None:
@@ -244,14 +243,16 @@ def find_nvdisasm() -> Path | None:
     return next((path for path in paths if path.is_file()), None)
 
 
-def _pipeline_smem(spec: Mapping[str, Any]) -> dict[str, int]:
-    """Stages times stage size of each GEMM, from the plan's fields in the spec."""
+def _dynamic_smem(spec: Mapping[str, Any]) -> dict[str, int]:
+    """The most that each GEMM asks for at launch, from the plan's fields in the spec."""
     kinds: dict[str, Callable[..., Sm90Gemm | Sm100Gemm]] = {"sm90": Sm90Gemm, "sm100": Sm100Gemm}
     kind = kinds.get(str(spec.get("plan", "")).partition("_")[0])
     sizes = {}
     for name in ("gemm1", "gemm2"):
         fields = {k.partition(".")[2]: v for k, v in spec.items() if k.startswith(f"{name}.")}
         if kind is not None and fields:
-            gemm = kind(**fields)
-            sizes[name] = gemm.stages * gemm.stage_bytes
+            try:
+                sizes[name] = kind(**fields).smem_bytes
+            except TypeError:  # a version of moejit with other fields wrote the entry
+                continue
     return sizes

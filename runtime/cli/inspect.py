@@ -151,8 +151,8 @@ def _show_summary(facts: Inspection) -> None:
     ]
     out.print(table("Kernels, from the machine code", columns, rows))
     out.print("Spills: yes" if facts.spills else "No spills: no kernel has a stack.")
-    for name, size in facts.pipeline_smem_bytes.items():
-        out.print(f"{name}: {human_bytes(size)} of dynamic shared memory for its pipeline (plan)")
+    for name, size in facts.dynamic_smem_bytes.items():
+        out.print(f"{name}: at most {human_bytes(size)} of dynamic shared memory a CTA (plan)")
     out.print()
     fields = sorted(facts.spec, key=lambda name: ("." in name, name))  # the plan's come last
     pairs = [(name, facts.spec[name]) for name in fields]
@@ -188,7 +188,8 @@ def _show_why(problem: MoeProblem, as_json: bool) -> None:
             {"plan": c.plan.name, "modelled_us": c.cost_us, "reasons": list(c.reasons)}
             for c in found
         ]
-        emit_json({"problem": asdict(problem), "chosen": records[0]["plan"], "plans": records})
+        chosen = found[0].plan.name if found[0].cost_us is not None else None
+        emit_json({"problem": asdict(problem), "chosen": chosen, "plans": records})
         return
     rows = [
         (
@@ -201,4 +202,4 @@ def _show_why(problem: MoeProblem, as_json: bool) -> None:
     ]
     title = f"Plans for up to {problem.tokens} tokens on {problem.arch}"
     out.print(table(title, ("", "plan", ">modelled", "why not"), rows))
-    notes.print("Modelled: both GEMMs, from bytes, tensor-core work and waves. Not measured.")
+    notes.print("Modelled: the whole layer, from tiles, pipeline steps and slots. Not measured.")

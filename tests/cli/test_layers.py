@@ -175,6 +175,27 @@ def test_inspect_sass_with_a_disassembler_that_fails(
     assert done.code == 2 and "/bin/false failed" in done.err
 
 
+def test_inspect_shared_memory_is_that_of_the_plan(moejit: Run) -> None:
+    from moejit.codegen import select
+
+    plan = select(layers_problem())
+    facts = json.loads(moejit("inspect", *ONE, "--json").out)
+    assert facts["dynamic_smem_bytes"] == {
+        "gemm1": plan.gemm1.smem_bytes,
+        "gemm2": plan.gemm2.smem_bytes,
+    }
+    foreign = {"plan": "sm90_x", "gemm1.token_tile": 8, "gemm1.stages": 2, "gemm1.new_field": 1}
+    assert layers._dynamic_smem(foreign) == {}
+
+
+def test_inspect_why_has_the_order_of_the_selection() -> None:
+    from moejit.codegen import explain, select
+
+    problem = layers_problem()
+    assert layers.why(problem) == explain(problem)
+    assert layers.why(problem)[0].plan == select(problem)
+
+
 def test_inspect_why_lists_every_plan(moejit: Run) -> None:
     tree = json.loads(moejit("inspect", *SHAPE, "--why", "--arch", "sm_90a", "--json").out)
     assert tree["chosen"] == tree["plans"][0]["plan"] and len(tree["plans"]) > 1
