@@ -196,10 +196,13 @@ def find_linker(command: str | None) -> list[str]:
         LinkerMissing: neither ``command`` nor any of the usual programs is there.
     """
     if command:
-        words = shlex.split(command)
-        if shutil.which(words[0]):
+        try:
+            words = shlex.split(command)
+        except ValueError:  # a quotation mark without its partner
+            words = []
+        if words and shutil.which(words[0]):
             return words
-        raise LinkerMissing((words[0],))
+        raise LinkerMissing((command,), "CC")
     for name in _LINKERS:
         if path := shutil.which(name):
             return [path]

@@ -150,6 +150,8 @@ def _linker(settings: Settings, *, required: bool) -> Check:
     except LinkerMissing as exc:
         hint = "Install gcc or clang, or use a cache that was built elsewhere with MOEJIT_JIT=off."
         text = f"none of {', '.join(exc.tried)}"
+        if exc.setting:
+            hint = f"{exc.setting} names it: set it to a program that is here, or unset it."
         return Check("linker", MISSING if required else NOTE, text, hint)
 
 

@@ -171,13 +171,20 @@ class LinkerMissing(MoejitError):
 
     Attributes:
         tried: The programs that were looked for, in order.
+        setting: The variable that named the program; empty where none did.
     """
 
-    def __init__(self, tried: tuple[str, ...]) -> None:
-        super().__init__(tried)
+    def __init__(self, tried: tuple[str, ...], setting: str = "") -> None:
+        super().__init__(tried, setting)
         self.tried = tried
+        self.setting = setting
 
     def __str__(self) -> str:
+        if self.setting:
+            return (
+                f"no linker found: {self.setting} is {' '.join(self.tried)!r}, which is no program "
+                f"here. Set it to one that links a shared library, such as gcc, or unset it."
+            )
         return (
             f"no linker found (looked for {', '.join(self.tried)}). Install one of them, or use a "
             "cache that was built on another machine."

@@ -136,11 +136,8 @@ def entry_of_key(store: Store, prefix: str) -> Entry:
     Raises:
         NoSuchLayer, AmbiguousKey: none, or several.
     """
-    found = [
-        entry
-        for entry in store.list()
-        if entry.digest.startswith(prefix) or entry.path.name.startswith(prefix)
-    ]
+    # By digest: several roots may hold the same entry.
+    found = list({entry.digest: entry for entry in store.match(prefix)}.values())
     if not found:
         raise NoSuchLayer(prefix, store.root)
     if len(found) > 1:

@@ -7,6 +7,7 @@ one message on standard error and exit code 2; anything else is our fault and ke
 
 from __future__ import annotations
 
+import json
 import os
 import sys
 from collections.abc import Sequence
@@ -79,5 +80,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         if not isinstance(exc, (CacheError, MoejitError)):
             raise
         typer.echo(f"moejit: {exc}", err=True)
+        if "--json" in (sys.argv[1:] if argv is None else argv):
+            # Whoever reads JSON gets JSON, whatever happens.
+            error = {"type": type(exc).__name__, "message": str(exc)}
+            typer.echo(json.dumps({"error": error}, indent=2))
         return EXIT_USAGE
     return 0

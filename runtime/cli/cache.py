@@ -50,7 +50,10 @@ def list_entries(as_json: Json = False) -> None:
         for entry in entries
     ]
     columns = ("key", "arch", "layer", ">size", ">built in", "at")
-    out.print(table(str(store.root), columns, rows))
+    if len(store.roots) > 1:
+        columns = (*columns, "root")
+        rows = [(*row, _root(store, entry)) for row, entry in zip(rows, entries, strict=True)]
+    out.print(table(":".join(map(str, store.roots)), columns, rows))
     total = sum(entry.size_bytes for entry in entries)
     out.print(f"{len(entries)} layers, {human_bytes(total)}")
 
@@ -104,6 +107,10 @@ def _store() -> Store:
 def _writable(store: Store) -> int:
     """Entries under the root that is written to; the other roots are not ours to clear."""
     return sum(entry.path.is_relative_to(store.root) for entry in store.list())
+
+
+def _root(store: Store, entry: Entry) -> str:
+    return next(str(root) for root in store.roots if entry.path.is_relative_to(root))
 
 
 def _record(entry: Entry) -> dict[str, Any]:

@@ -226,6 +226,23 @@ def test_inspect_mistake_exits_with_2(moejit: Run, argv: tuple[str, ...], words:
     assert done.code == 2 and words in done.err and not done.out
 
 
+def test_layer_in_two_roots_is_one_layer(moejit: Run, cache_dir: Path, tmp_path: Path) -> None:
+    copy = tmp_path / "copy"
+    shutil.copytree(cache_dir, copy)
+    key = key_of(moejit)
+    with scope(read_only_cache_dirs=(copy,)):
+        done = moejit("inspect", key[:8], "--json")
+        listed = moejit("cache", "list").out
+    assert done.code == 0 and json.loads(done.out)["key"] == key
+    assert str(copy) in listed and len(listed.split(key[:10])) == 3
+
+
+def test_mistake_with_json_is_json(moejit: Run) -> None:
+    done = moejit("inspect", "zzz", "--json")
+    error = json.loads(done.out)["error"]
+    assert done.code == 2 and error["type"] == "NoSuchLayer" and error["message"] in done.err
+
+
 def test_ambiguous_key_lists_the_matches() -> None:
     text = str(layers.AmbiguousKey("h", ["aaa", "bbb"]))
     assert text.splitlines() == ["2 layers match 'h'; say more:", "  aaa", "  bbb"]

@@ -157,8 +157,9 @@ def test_missing_linker_says_what_was_looked_for(
     monkeypatch.setenv("PATH", str(tmp_path))
     with pytest.raises(LinkerMissing, match="gcc"):
         find_linker(None)
-    with pytest.raises(LinkerMissing, match="nonsense-cc"):
-        find_linker("nonsense-cc -v")
+    for command in ("nonsense-cc -v", "cc 'nonsense"):  # not there; a quotation mark too few
+        with pytest.raises(LinkerMissing, match="CC is .*nonsense.*unset it"):
+            find_linker(command)
 
 
 @pytest.mark.parametrize("linker", ["ld", "gcc"])
