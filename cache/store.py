@@ -42,6 +42,10 @@ LOCK_TIMEOUT_S = 120.0
 # A build that has written nothing for an hour is dead: a layer compiles in seconds.
 STALE_STAGING_S = 3600.0
 _DAY_S = 86400.0
+_OWNER_ADVICE = (
+    "Entries are code that would run as this user. If you trust them, copy the folder as this user "
+    "(cp -r) or change its owner (chown -R), or point MOEJIT_CACHE_DIR at a folder of your own"
+)
 _TRIES = 3
 
 
@@ -149,6 +153,9 @@ class Store:
     def list(self) -> Sequence[Entry]:
         """All entries of all roots, by root and name. Files are not hashed: do not load these."""
         found = []
+        for root in self.roots:
+            if (problem := self._root_problem(root)) is not None:
+                _warn_owner(root, problem)
         for path in self._folders():
             try:
                 entry = read_entry(path, trusted_uids=self.trusted_uids, hash_files=False)
@@ -160,7 +167,11 @@ class Store:
 
     def verify(self) -> Sequence[Verdict]:
         """Every folder of every root, each of its files compared with its manifest."""
-        verdicts = []
+        verdicts = [
+            Verdict(path=root, entry=None, problems=(f"{problem}. {_OWNER_ADVICE}",))
+            for root in self.roots
+            if (problem := self._root_problem(root)) is not None
+        ]
         for path in self._folders():
             try:
                 entry = read_entry(path, trusted_uids=self.trusted_uids, hash_files=False)
@@ -214,7 +225,7 @@ class Store:
             try:
                 for folder in (root, path.parent.parent, path.parent):
                     if (problem := owner_problem(folder, self.trusted_uids)) is not None:
-                        warn_once(f"owner:{folder}", f"{problem}: its entries are not used")
+                        _warn_owner(folder, problem)
                         return None
                 return read_entry(path, key, trusted_uids=self.trusted_uids)
             except (DamagedEntry, OSError) as exc:
@@ -304,7 +315,14 @@ class Store:
     def _prepare_root(self) -> None:
         make_private_dir(self.root)
         if (problem := owner_problem(self.root, self.trusted_uids)) is not None:
-            raise PermissionError(problem)  # we would not read back what we write there
+            # We would not read back what we write there.
+            raise PermissionError(f"{problem}. {_OWNER_ADVICE}")
+
+    def _root_problem(self, root: Path) -> str | None:
+        try:
+            return owner_problem(root, self.trusted_uids)
+        except OSError:
+            return None  # not there, which is no problem
 
     def _lock_name(self, key: KernelKey) -> str:
         # Names the root too: the same key in two roots is two builds.
@@ -313,6 +331,8 @@ class Store:
 
     def _folders(self, *roots: Path) -> Iterator[Path]:
         for root in roots or self.roots:
+            if self._root_problem(root) is not None:
+                continue  # one thing to say about the root, not one for each entry
             for shard in _listdir(root / "entries"):
                 yield from _listdir(shard)
 
@@ -333,6 +353,10 @@ class Store:
         token = object()
         if self._warned.setdefault(damage.path, token) is token:
             log.warning("%s: it is not used", damage)
+
+
+def _warn_owner(folder: Path, problem: str) -> None:
+    warn_once(f"owner:{folder}", f"{problem}: its entries are not used. {_OWNER_ADVICE}")
 
 
 def _timed(build: Build, folder: Path) -> tuple[BuildInfo, float]:

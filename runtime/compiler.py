@@ -160,7 +160,11 @@ def compile_layer(
             host = _export(compiled, objects)
         exported = time.perf_counter()
         (out / PTX).write_text(ptx, "utf-8")
-        _link(linker, objects, out / LIBRARY, source.name, arch)
+        # Not linked in `out`: a full disk there is an error of the system's, for the store to
+        # handle, and must not look like one of the linker's.
+        linked_to = Path(scratch) / LIBRARY
+        _link(linker, objects, linked_to, source.name, arch)
+        shutil.copyfile(linked_to, out / LIBRARY)
         linked = time.perf_counter()
     library = (out / LIBRARY).read_bytes()
     return CompileReport(

@@ -210,7 +210,7 @@ class NotKept(MoejitError):
         reason = f": {self.reason}" if self.reason else ""
         return (
             f"{self.kernel} was compiled, but the cache {self.root} could not keep it{reason}. "
-            "Free some space, or set MOEJIT_CACHE_DIR to a folder that this user owns and can write"
+            "MOEJIT_CACHE_DIR names another folder for the cache."
         )
 
 

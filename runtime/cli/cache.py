@@ -38,7 +38,7 @@ def list_entries(as_json: Json = False) -> None:
     if not entries:
         notes.print(f"The cache {store.root} holds no layer; `moejit prewarm` fills it.")
         return
-    rows = [
+    rows: list[tuple[object, ...]] = [
         (
             entry.digest[:10],
             entry.manifest.key.arch,
@@ -49,9 +49,9 @@ def list_entries(as_json: Json = False) -> None:
         )
         for entry in entries
     ]
-    columns = ("key", "arch", "layer", ">size", ">built in", "at")
+    columns = ["key", "arch", "layer", ">size", ">built in", "at"]
     if len(store.roots) > 1:
-        columns = (*columns, "root")
+        columns.append("root")
         rows = [(*row, _root(store, entry)) for row, entry in zip(rows, entries, strict=True)]
     out.print(table(":".join(map(str, store.roots)), columns, rows))
     total = sum(entry.size_bytes for entry in entries)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import os
 import shutil
@@ -15,10 +16,10 @@ from layers import TEMPLATE_OFFSET, toy_layer
 
 from moejit.codegen import MoeProblem, render, select
 from moejit.runtime import compiler
-from moejit.runtime.build import layer_key
+from moejit.runtime.build import build_entry, layer_key, open_store
 from moejit.runtime.compiler import CompileOptions, compile_layer, find_linker, kernel_names
 from moejit.runtime.errors import CompileFailed, LinkerMissing
-from moejit.runtime.settings import scope
+from moejit.runtime.settings import Settings, scope
 
 HERE = Path(__file__).parent
 
@@ -158,7 +159,7 @@ def test_missing_linker_says_what_was_looked_for(
     with pytest.raises(LinkerMissing, match="gcc"):
         find_linker(None)
     for command in ("nonsense-cc -v", "cc 'nonsense"):  # not there; a quotation mark too few
-        with pytest.raises(LinkerMissing, match="CC is .*nonsense.*unset it"):
+        with pytest.raises(LinkerMissing, match=r"CC is .*nonsense.*unset it"):
             find_linker(command)
 
 
@@ -174,6 +175,24 @@ def test_each_linker_gives_a_library_with_the_function(tmp_path: Path, linker: s
 def test_failing_linker_shows_its_text(tmp_path: Path) -> None:
     with scope(linker="ld --no-such-option"), pytest.raises(CompileFailed, match="no-such-option"):
         compiled(toy_layer(), tmp_path / "out")
+
+
+def test_disk_that_fills_up_at_the_library_is_not_a_linker_error(
+    private_settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The layer is built once more in a temporary folder, and the call goes on."""
+    copy = shutil.copyfile
+
+    def full(source: Path, target: Path) -> object:
+        if target.is_relative_to(private_settings.cache_dir):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(target))
+        return copy(source, target)
+
+    monkeypatch.setattr("moejit.runtime.compiler.shutil.copyfile", full)
+    source, store = toy_layer(), open_store(private_settings)
+    entry = build_entry(store, layer_key(source), source)
+    assert entry.private and b"__tvm_ffi_moe_layer" in entry.read("kernel.so")
+    assert "No space left" in store.write_problem
 
 
 def test_dsl_variables_that_would_change_the_code_are_refused(tmp_path: Path) -> None:

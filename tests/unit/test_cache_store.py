@@ -344,6 +344,13 @@ def test_a_foreign_entry_is_not_used(
         assert store.find(make_key()) is None
     (warning,) = warnings_of(caplog)
     assert f"belongs to uid {owner}" in warning
+    assert "cp -r" in warning and "chown" in warning and "MOEJIT_CACHE_DIR" in warning
+
+    # Said once of the root, not of each entry.
+    assert list(store.list()) == []
+    (verdict,) = store.verify()
+    assert verdict.path == store.root and "chown" in verdict.problems[0]
+    assert len(warnings_of(caplog)) == 1
 
     entry = store.get_or_build(make_key(), fill)  # not into somebody else's folder
     assert entry.private
