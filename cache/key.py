@@ -48,7 +48,7 @@ class KernelKey:
         dsl: ``"name==version"`` of each ``nvidia-cutlass-dsl*`` distribution; order is ignored.
         compiler_digest: size and sha256 of the compiler's shared object.
         tvm_ffi: ``"major.minor"`` of the calling convention's package.
-        host: machine, CPU baseline and libc that the host code was built for.
+        host: what the host code was built for: machine and CPU baseline.
         schema: `KEY_SCHEMA`.
 
     Raises:

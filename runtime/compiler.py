@@ -179,7 +179,11 @@ def compile_layer(
 
 
 def host_baseline() -> dict[str, str]:
-    """The machine and the CPU that host code is built for here; part of the cache key."""
+    """The machine and the CPU that host code is built for here; part of the cache key.
+
+    The C library is not in it: what is linked here with -nostdlib names no library that it needs,
+    and its undefined symbols are all of TVM-FFI and of the DSL's runtime.
+    """
     machine = platform.machine()
     cpu = _BASELINES[machine][1] if machine in _BASELINES else native_cpu()
     return {"machine": machine, "cpu": cpu}

@@ -18,6 +18,7 @@ from pathlib import Path
 import filelock
 
 import moejit
+from moejit.cache.paths import owner_problem
 from moejit.codegen import ARCHS, MoejitError, arch_for_capability, arch_spec
 from moejit.runtime.compiler import find_linker
 from moejit.runtime.errors import LinkerMissing
@@ -175,6 +176,9 @@ def _cache(root: Path) -> list[Check]:
             pass
     except OSError as exc:
         return [Check("cache folder", NOTE, f"{root}: cannot write, {exc.strerror}", hint)]
+    if present == root and (problem := owner_problem(root)) is not None:
+        hint = "Layers in it are not used: copy it as this user (cp -r), or set MOEJIT_CACHE_DIR."
+        return [Check("cache folder", NOTE, problem, hint)]
     checks = [Check("cache folder", OK, f"{root}{note}")]
     try:
         free = shutil.disk_usage(present).free

@@ -67,6 +67,14 @@ def test_unwritable_cache_is_a_note(cache_dir: Path) -> None:
     assert check("cache folder").status == "note"
 
 
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can give a folder away")
+def test_cache_of_another_user_is_a_note(cache_dir: Path) -> None:
+    cache_dir.mkdir()
+    os.chown(cache_dir, 12345, -1)
+    found = check("cache folder")
+    assert found.status == "note" and "12345" in found.found and "cp -r" in found.hint
+
+
 def test_cache_path_that_is_a_file_is_a_note(cache_dir: Path) -> None:
     cache_dir.write_text("")
     assert check("cache folder").status == "note"

@@ -93,6 +93,17 @@ def test_library_knows_nothing_of_the_build_machine(tmp_path: Path) -> None:
         assert trace.encode() not in library, trace
 
 
+@pytest.mark.skipif(not shutil.which("nm"), reason="no nm")
+def test_library_uses_nothing_of_the_c_library(tmp_path: Path) -> None:
+    """Why the C library is no part of the cache key."""
+    compiled(toy_layer(), tmp_path / "out")
+    command = ["nm", "-D", "--undefined-only", str(tmp_path / "out/kernel.so")]
+    listed = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    names = [line.split()[-1] for line in listed.splitlines()]
+    known = ("TVMFFI", "CuteDSLRT", "_cu", "cuda_dialect")
+    assert names and [name for name in names if not name.startswith(known)] == []
+
+
 def test_host_code_runs_on_any_cpu_of_the_machine_type(tmp_path: Path) -> None:
     """No AVX: this host code also runs on the oldest server that takes such a GPU."""
     report = compiled(toy_layer(), tmp_path / "out")
