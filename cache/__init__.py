@@ -1,7 +1,7 @@
 """Compiled layers on disk. Bytes in, verified bytes out; knows nothing of kernels.
 
 `Store.get_or_build` is the whole life of an entry; `KernelKey` says what an entry is a function
-of; `toolchain` and `host_facts` fill in who compiles. Needs the standard library and filelock.
+of; `toolchain` fills in who compiles. Needs the standard library and filelock.
 Imports neither torch nor cutlass, and nothing else of moejit.
 """
 
@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from moejit.cache.entry import BuildInfo, Entry, FileRecord, Manifest, read_entry, verify
 from moejit.cache.errors import CacheError, CacheUnusable, DamagedEntry, InvalidBuild, InvalidKey
-from moejit.cache.fingerprint import Toolchain, find_compiler, host_facts, native_cpu, toolchain
+from moejit.cache.fingerprint import Toolchain, find_compiler, native_cpu, toolchain
 from moejit.cache.key import KEY_SCHEMA, KernelKey, canonical, why_different
 from moejit.cache.paths import default_lock_dir, default_root
 from moejit.cache.store import Store, Verdict
@@ -33,7 +33,6 @@ __all__ = [
     "default_lock_dir",
     "default_root",
     "find_compiler",
-    "host_facts",
     "native_cpu",
     "read_entry",
     "toolchain",

@@ -21,7 +21,7 @@ from typing import Any
 
 from moejit.cache.paths import make_private_dir, owner_problem
 
-__all__ = ["Toolchain", "find_compiler", "host_facts", "native_cpu", "toolchain"]
+__all__ = ["Toolchain", "find_compiler", "native_cpu", "toolchain"]
 
 log = logging.getLogger("moejit.cache")
 
@@ -59,19 +59,6 @@ def toolchain(memo_roots: Sequence[Path] = ()) -> Toolchain:
         compiler_digest=_compiler_digest(memo_roots),
         tvm_ffi=ffi.group() if ffi else f"{UNPROBED} no apache-tvm-ffi distribution",
     )
-
-
-def host_facts(cpu_baseline: str) -> dict[str, str]:
-    """What host code depends on, for `KernelKey.host`.
-
-    Args:
-        cpu_baseline: what it is compiled for: ``"x86-64-v2"``, or `native_cpu` of the build host.
-    """
-    try:
-        libc = os.confstr("CS_GNU_LIBC_VERSION") or f"{UNPROBED} libc"
-    except (AttributeError, OSError, ValueError):
-        libc = f"{UNPROBED} libc"
-    return {"machine": platform.machine(), "cpu": cpu_baseline, "libc": libc}
 
 
 def native_cpu() -> str:

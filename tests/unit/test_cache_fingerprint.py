@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from moejit.cache import find_compiler, fingerprint, host_facts, native_cpu, toolchain
+from moejit.cache import find_compiler, fingerprint, native_cpu, toolchain
 
 DSO = "_cutlass_ir.cu12.cpython-311-x86_64-linux-gnu.so"
 CODE = b"\x7fELF compiler"
@@ -156,13 +156,6 @@ def test_memo_does_not_grow_without_end(site: Path, tmp_path: Path) -> None:
 def test_a_memo_that_cannot_be_written_is_done_without(site: Path, tmp_path: Path) -> None:
     (tmp_path / "file").write_bytes(b"")
     assert toolchain([tmp_path / "file"]).compiler_digest == DIGEST
-
-
-def test_host_facts_are_texts_that_a_key_takes() -> None:
-    facts = host_facts("x86-64-v2")
-    assert set(facts) == {"machine", "cpu", "libc"}
-    assert facts["cpu"] == "x86-64-v2"
-    assert facts["libc"].startswith(("glibc 2.", "unprobed:", "musl"))
 
 
 def test_native_cpu_is_steady_and_follows_the_instruction_set(
