@@ -39,9 +39,11 @@ class Workspaces:
     def take(self, size: int) -> tuple[int, int, torch.Tensor]:
         """At least ``size`` bytes: (bytes, address, buffer). Valid until the next `take` of this
         thread on this stream; in a capture, while the buffer is referenced."""
-        if self._capturing():
+        stream = self._stream()
+        # The default stream cannot be captured, and asking costs 0.3 us.
+        if stream and self._capturing():
             return self._allocate(size)
-        place = self._stream(), get_ident()
+        place = stream, get_ident()
         kept = self._kept.get(place)
         if kept is None or kept[0] < size:
             grown = size if kept is None else max(size, kept[0] + kept[0] // 4)

@@ -230,7 +230,7 @@ def test_workspace_is_kept_grows_and_differs_by_stream() -> None:
 
 def test_capture_gets_memory_of_its_own() -> None:
     capturing = False
-    spaces = Workspaces(torch.device("cpu"), lambda: 0, lambda: capturing)
+    spaces = Workspaces(torch.device("cpu"), lambda: 7, lambda: capturing)
     kept = spaces.take(1000)
     capturing = True
     captured = spaces.take(1000)
