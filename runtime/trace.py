@@ -1,9 +1,9 @@
 """Runs one call and hands back what lay between its kernels: the permutation and the intermediate.
 
 For people who look for where two results part, and for tests that judge the two GEMMs on their own.
-The kernels, plan and cache are those of `moe_nvfp4`; only the workspace is a private one, filled
-with 0xFF first (NaN in every float format, -1 in every integer), so that what a kernel forgets
-shows.
+The kernels, plan and cache are those of `moe_nvfp4`; only the workspace is a private one, poisoned
+first, so that what a kernel forgets shows: with 0xFF (NaN in every float format, -1 in every
+integer), or with random bytes, which also show a forgotten -1.
 """
 
 from __future__ import annotations
@@ -70,8 +70,12 @@ class Differences:
     code_gap: float
 
 
-def trace_layer(**arguments: Any) -> LayerTrace:
+def trace_layer(*, random_poison: bool = False, **arguments: Any) -> LayerTrace:
     """Run `moe_nvfp4` with these keyword arguments, on a GPU, in a private poisoned workspace.
+
+    Args:
+        random_poison: fill the workspace with random bytes instead of 0xFF.
+        arguments: as `moe_nvfp4`.
 
     Raises:
         As `moe_nvfp4`.
@@ -105,6 +109,8 @@ def trace_layer(**arguments: Any) -> LayerTrace:
     layout = workspace_layout(problem, layer.plan)
     size = layout.bytes(tokens, experts)
     buffer = torch.full((size + ALIGNMENT,), 0xFF, dtype=torch.uint8, device=x.device)
+    if random_poison:
+        buffer.random_(0, 256)
     start = -buffer.data_ptr() % ALIGNMENT
     workspace = buffer[start : start + size]
     output = torch.full((tokens, call.hidden), float("nan"), dtype=output_dtype, device=x.device)

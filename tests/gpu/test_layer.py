@@ -36,9 +36,11 @@ def assert_right(problem: dict[str, Any]) -> None:
     out = runtime.moe_nvfp4(**{**problem, "moe_output": poisoned(problem)})
     reference, inter = moe_reference(**problem, accumulate=torch.float64, return_intermediate=True)
     assert inter is not None
-    found = intermediate_differences(trace_layer(**problem), inter, problem["fc2_input_scale"])
-    assert found.code_gap < 2**-9, found
-    assert found.scale_gap < 2**-12, found
+    for random_poison in (False, True):
+        traced = trace_layer(random_poison=random_poison, **problem)
+        found = intermediate_differences(traced, inter, problem["fc2_input_scale"])
+        assert found.code_gap < 2**-9, found
+        assert found.scale_gap < 2**-12, found
     verdict = compare(out, reference)
     if found.codes + found.scales == 0:
         assert verdict.passed, verdict
