@@ -80,13 +80,19 @@ def parse_variables(
     while True:
         name = tokens.take(WORD, "the name of a variable")
         dimensions = _dimensions(tokens)
+        at = tokens.position
         initializer = tuple(_initializer(tokens, find)) if tokens.accept("=") else None
+        inner = vector * prod(d for d in dimensions if d is not None)
+        count: int | None = inner
         if dimensions and dimensions[0] is None:
-            inner = prod(d for d in dimensions[1:] if d is not None)
-            given = len(initializer) if initializer is not None else None
-            size = None if given is None else -(-given // (inner * vector)) * inner * element
-        else:
-            size = element * prod(d for d in dimensions if d is not None)
+            # as many as the initialiser has; without one, the launch decides
+            count = None if initializer is None else -(-len(initializer) // inner) * inner
+        if initializer is not None and count is not None:
+            # only a plain list may be shorter: with inner ones it would not be clear which is
+            nested = "{" in tokens.texts[at + 2 : tokens.position]
+            if len(initializer) > count or (nested and len(initializer) < count):
+                tokens.fail(f"{'' if nested else 'at most '}{count} values", at)
+        size = None if count is None else count * SCALAR_BYTES[scalar]
         found.append(
             Variable(
                 name,

@@ -132,7 +132,7 @@ class Variable:
     line: int
     vector: int = 1  # 2 or 4 for .v2 and .v4
     dimensions: tuple[int | None, ...] = ()
-    # integers, float constants, `Symbol`s; braces flattened, short lists padded with zeros by PTX
+    # integers, float constants, `Symbol`s, inner braces gone; may be short: the rest is zero
     initializer: tuple[Operand, ...] | None = None
 
     @property
