@@ -125,7 +125,7 @@ def control_flow(function: Function) -> ControlFlow:
         if instruction.opcode in ("bra", "brx") or instruction.opcode in _ENDS:
             starts.add(instruction.index + 1)
     edges = sorted(start for start in starts if start < count)
-    spans = list(zip(edges, [*edges[1:], count], strict=True))
+    spans = list(zip(edges, [*edges[1:], count], strict=False))  # both empty without code
     block_of = [0] * count
     for index, (start, stop) in enumerate(spans):
         block_of[start:stop] = [index] * (stop - start)
