@@ -178,31 +178,20 @@ class ReferenceBackend:
         return Bound(run)
 
 
-class EmulatorBackend:
-    """Will run the layer's PTX on the CPU."""
-
-    name = "emulator"
-    capability: tuple[int, int] | None = None
-
-    def __init__(self, device: torch.device, arch: str | None) -> None:
-        raise BackendUnavailable(
-            self.name,
-            "it is not part of this version",
-            "Use MOEJIT_BACKEND=reference for results without a GPU.",
-        )
-
-    def capturing(self) -> bool:
-        return False
-
-    def bind(self, call: Call, layer_for: LayerFor) -> Bound:
-        raise NotImplementedError
+def _emulator(device: torch.device, arch: str | None) -> Backend:
+    """The emulator will run a layer's PTX on the CPU behind this same interface."""
+    raise BackendUnavailable(
+        "emulator",
+        "it is not part of this version",
+        "Use MOEJIT_BACKEND=reference for results without a GPU.",
+    )
 
 
 _BACKENDS: dict[str, Callable[[torch.device, str | None], Backend]] = {
     "cuda": CudaBackend,
     "null": NullBackend,
     "reference": ReferenceBackend,
-    "emulator": EmulatorBackend,
+    "emulator": _emulator,
 }
 
 
