@@ -78,7 +78,7 @@ class _BodyParser:
         self.tokens = tokens
         self.symbols = symbols
         self.body = Body()
-        self.names = Names(0, None, frozenset(), symbols)
+        self.names = Names(0, None, set(), symbols)
         self.location: SourceLocation | None = None
         self.opcodes: dict[str, tuple[str, tuple[str, ...]]] = {}
         self.numbers: dict[str, Operand] = {}
@@ -115,8 +115,9 @@ class _BodyParser:
         index = len(self.body.scopes)
         parent = self.names if index else None
         line = self.tokens.line()
+        labels = self.scope_labels.get(self.tokens.position, set())
         self.body.scopes.append(Scope(index, None if parent is None else parent.index, line))
-        self.names = Names(index, parent, self.scope_labels[index], self.symbols)
+        self.names = Names(index, parent, labels, self.symbols)
         self.tokens.expect("{")
 
     # ---- statements ------------------------------------------------------------------------------
@@ -379,31 +380,31 @@ class _BodyParser:
             if found and not tokens.accept(","):
                 tokens.fail(f"`,` or `{closing}`")
             at = tokens.position
-            element = self._single_operand()
-            if isinstance(element, Vector | ArgumentList | Address | Negated | Label):
+            nested = tokens.texts[at] in ("{", "[", "(", "!")
+            element = None if nested else self._single_operand()
+            if element is None or isinstance(element, Label):
                 tokens.fail("a register, a constant, a variable or `_`", at)
             found.append(element)
         return tuple(found)
 
 
-def _labels_of_scopes(tokens: TokenStream) -> list[frozenset[str]]:
-    """The labels of each scope of the body that starts here, in the order the scopes open.
+def _labels_of_scopes(tokens: TokenStream) -> dict[int, set[str]]:
+    """The labels of each scope of the body that starts here, by the place of the opening brace.
 
     Labels must be known before the branches to them are read: a branch in an inner scope may go to
     a label of an outer one that comes later.
     """
     kinds, texts = tokens.kinds, tokens.texts
-    found: list[set[str]] = []
-    inside: list[int | None] = []  # a scope's number, None for other braces
+    found: dict[int, set[str]] = {}
+    inside: list[int | None] = []  # places of braces; None for those of vectors and initialisers
     for at in range(tokens.position, len(kinds)):
         text = texts[at]
         if text == "{":
-            # a scope's brace starts a statement; those of vectors and initialisers do not. A number
-            # ends a `.loc`
+            # a scope's brace starts a statement, the others do not. A number ends a `.loc`
             starts = texts[at - 1] in (";", "{", "}") or kinds[at - 1] in (LABEL, NUMBER)
             if not inside or (inside[-1] is not None and starts):
-                inside.append(len(found))
-                found.append(set())
+                inside.append(at)
+                found[at] = set()
             else:
                 inside.append(None)
         elif text == "}":
@@ -412,6 +413,4 @@ def _labels_of_scopes(tokens: TokenStream) -> list[frozenset[str]]:
                 break
         elif kinds[at] == LABEL and inside[-1] is not None:
             found[inside[-1]].add(text)
-    else:
-        tokens.fail("`}`", len(kinds) - 1)
-    return [frozenset(labels) for labels in found]
+    return found

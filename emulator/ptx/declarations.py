@@ -4,6 +4,7 @@ directives, source locations. Each function starts at the next token of the stre
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from dataclasses import replace
 from math import prod
@@ -25,6 +26,8 @@ __all__ = [
 ]
 
 FindSymbol = Callable[[str], Symbol | None]
+
+_FLOAT = re.compile(r"0[fFdD][0-9a-fA-F]+|\d+\.\d*([eE][+-]?\d+)?|\d+[eE][+-]?\d+", re.ASCII)
 
 _TRIPLES = {".reqntid", ".maxntid", ".reqnctapercluster"}
 _SINGLES = {".minnctapersm", ".maxnctapersm", ".maxnreg", ".maxclusterrank"}
@@ -81,7 +84,8 @@ def parse_variables(
         name = tokens.take(WORD, "the name of a variable")
         dimensions = _dimensions(tokens)
         at = tokens.position
-        initializer = tuple(_initializer(tokens, find)) if tokens.accept("=") else None
+        depth = len(dimensions) + (vector > 1)
+        initializer = tuple(_initializer(tokens, find, depth)) if tokens.accept("=") else None
         inner = vector * prod(d for d in dimensions if d is not None)
         count: int | None = inner
         if dimensions and dimensions[0] is None:
@@ -114,12 +118,14 @@ def parse_variables(
             tokens.fail("`,`, `=` or `;`")
 
 
-def _initializer(tokens: TokenStream, find: FindSymbol) -> list[Operand]:
+def _initializer(tokens: TokenStream, find: FindSymbol, depth: int) -> list[Operand]:
+    if tokens.text == "{" and not depth:
+        tokens.fail("a value, not one more list")
     if not tokens.accept("{"):
         return [_initial_value(tokens, find)]
-    values = _initializer(tokens, find)
+    values = _initializer(tokens, find, depth - 1)
     while tokens.accept(","):
-        values += _initializer(tokens, find)
+        values += _initializer(tokens, find, depth - 1)
     tokens.expect("}")
     return values
 
@@ -144,8 +150,8 @@ def parse_number(tokens: TokenStream) -> Operand:
     value = parse_integer(text)
     if value is not None:
         return IntImmediate(-value if sign else value, sign + text)
-    if text[:2] not in ("0f", "0F", "0d", "0D") and text.isalnum() and "e" not in text.lower():
-        tokens.fail("a number", tokens.position - 1)  # 089
+    if not _FLOAT.fullmatch(text):
+        tokens.fail("a number of at most 64 bits", tokens.position - 1)
     return parse_float(sign + text)
 
 

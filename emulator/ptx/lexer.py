@@ -124,14 +124,18 @@ class TokenStream:
 
 
 def parse_integer(text: str) -> int | None:
-    """The value of an integer constant; None for a floating-point one."""
-    if text[:2] in ("0f", "0F", "0d", "0D") or "." in text:
-        return None
+    """The value of an integer constant of at most 64 bits; None for any other number."""
     digits = text.rstrip("U")
     if digits[:2] in ("0x", "0X"):
-        return int(digits, 16)
-    if digits[:2] in ("0b", "0B"):
-        return int(digits, 2)
-    if len(digits) > 1 and digits[0] == "0":
-        return int(digits, 8) if not digits.strip("01234567") else None
-    return int(digits) if digits.isdigit() else None  # not 1e5
+        value = int(digits, 16)
+    elif digits[:2] in ("0b", "0B"):
+        value = int(digits, 2)
+    elif digits.strip("0123456789") or len(digits) > 22:
+        return None  # a float; 22 octal digits hold 64 bits
+    elif digits[0] == "0" and len(digits) > 1:
+        if digits.strip("01234567"):
+            return None
+        value = int(digits, 8)
+    else:
+        value = int(digits)
+    return value if value < 2**64 else None

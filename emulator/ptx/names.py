@@ -32,7 +32,7 @@ class Names:
         self,
         index: int,
         parent: Names | None,
-        labels: frozenset[str],
+        labels: set[str],
         module: Mapping[str, Symbol],
     ) -> None:
         self.index, self.parent = index, parent
@@ -74,7 +74,7 @@ class Names:
         # `%r1<8>` declares %r10 to %r17, so every split of the trailing digits counts
         for split in range(len(name) - 1, 0, -1):
             number = name[split:]
-            if number[0] not in "0123456789":
+            if number[0] not in "0123456789" or len(number) > 9:
                 return None
             if number[0] == "0" and number != "0":
                 continue  # %r01 is not %r1
