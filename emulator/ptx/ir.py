@@ -207,28 +207,31 @@ class Prototype:
     line: int
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Function:
-    """A kernel (``.entry``) or a function (``.func``), with a body or only declared."""
+    """A kernel (``.entry``) or a function (``.func``), with a body or only declared.
+
+    Equal only to itself, so that it can be a key. ``repr`` is short: it ends up in messages.
+    """
 
     name: str
     is_kernel: bool
     linkage: str | None
-    parameters: tuple[Parameter, ...]
-    returns: tuple[Parameter, ...]
+    parameters: tuple[Parameter, ...] = field(repr=False)
+    returns: tuple[Parameter, ...] = field(repr=False)
     performance: Performance
     line: int
     has_body: bool
-    pragmas: tuple[Pragma, ...] = ()
-    variables: tuple[Variable, ...] = ()
-    declarations: tuple[RegisterDeclaration, ...] = ()
-    scopes: tuple[Scope, ...] = ()
+    pragmas: tuple[Pragma, ...] = field(default=(), repr=False)
+    variables: tuple[Variable, ...] = field(default=(), repr=False)
+    declarations: tuple[RegisterDeclaration, ...] = field(default=(), repr=False)
+    scopes: tuple[Scope, ...] = field(default=(), repr=False)
     instructions: tuple[Instruction, ...] = field(default=(), repr=False)
     # index of the instruction that follows the label; len(instructions) at the end
     labels: Mapping[Label, int] = field(default_factory=dict, repr=False)
-    branch_targets: Mapping[Label, tuple[Label, ...]] = field(default_factory=dict)
-    call_targets: Mapping[Label, tuple[Symbol, ...]] = field(default_factory=dict)
-    prototypes: Mapping[Label, Prototype] = field(default_factory=dict)
+    branch_targets: Mapping[Label, tuple[Label, ...]] = field(default_factory=dict, repr=False)
+    call_targets: Mapping[Label, tuple[Symbol, ...]] = field(default_factory=dict, repr=False)
+    prototypes: Mapping[Label, Prototype] = field(default_factory=dict, repr=False)
 
     @property
     def parameter_bytes(self) -> int:
@@ -250,9 +253,9 @@ class Section:
     line: int
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Module:
-    """One PTX file."""
+    """One PTX file. Equal only to itself, as its functions are."""
 
     version: tuple[int, int]
     target: tuple[str, ...]  # ("sm_100a",) or ("sm_100a", "debug")

@@ -169,6 +169,15 @@ def test_several_functions() -> None:
         found.kernel("third")
 
 
+def test_module_comes_out_of_a_pickle_whole() -> None:
+    first = module(WAIT + "mov.b32 %r1, 0f3F800000; ret;")
+    again = pickle.loads(pickle.dumps(first))
+    assert again.kernel("k").instructions == first.kernel("k").instructions
+    assert again.kernel("k").labels == first.kernel("k").labels
+    assert len({first.kernel("k"), again.kernel("k")}) == 2  # can be keys
+    assert len(repr(first.kernel("k"))) < 400
+
+
 def test_definition_replaces_its_declaration() -> None:
     found = parse(HEAD + ".func f();\n.func g { call f; ret; }\n.func f() { ret; }")
     assert [(f.name, f.has_body) for f in found.functions] == [("g", True), ("f", True)]
