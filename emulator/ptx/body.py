@@ -7,7 +7,7 @@ the short path for operands of a single token make the parser fast enough to run
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 
 from moejit.emulator.ptx.declarations import (
     parse_location,
@@ -17,17 +17,16 @@ from moejit.emulator.ptx.declarations import (
     parse_variables,
 )
 from moejit.emulator.ptx.ir import (
+    Body,
     Guard,
     Instruction,
     Pragma,
-    Prototype,
     RegisterDeclaration,
     Scope,
     SourceLocation,
-    Variable,
 )
 from moejit.emulator.ptx.lexer import DOT, LABEL, NUMBER, WORD, TokenStream
-from moejit.emulator.ptx.names import Names
+from moejit.emulator.ptx.names import Names, labels_of_scopes
 from moejit.emulator.ptx.operands import (
     Address,
     ArgumentList,
@@ -43,24 +42,10 @@ from moejit.emulator.ptx.operands import (
 )
 from moejit.emulator.ptx.types import SCALAR_BYTES, SPACES
 
-__all__ = ["Body", "parse_body"]
+__all__ = ["parse_body"]
 
 _SINK = Sink()
-
-
-@dataclass
-class Body:
-    """What a function's body holds; see the fields of `Function`."""
-
-    scopes: list[Scope] = field(default_factory=list)
-    instructions: list[Instruction] = field(default_factory=list)
-    declarations: list[RegisterDeclaration] = field(default_factory=list)
-    variables: list[Variable] = field(default_factory=list)
-    pragmas: list[Pragma] = field(default_factory=list)
-    labels: dict[Label, int] = field(default_factory=dict)
-    branch_targets: dict[Label, tuple[Label, ...]] = field(default_factory=dict)
-    call_targets: dict[Label, tuple[Symbol, ...]] = field(default_factory=dict)
-    prototypes: dict[Label, Prototype] = field(default_factory=dict)
+_BRANCHES = {"bra": 1, "brx": 2}  # and how many operands they have
 
 
 def parse_body(tokens: TokenStream, symbols: Mapping[str, Symbol]) -> Body:
@@ -82,8 +67,9 @@ class _BodyParser:
         self.location: SourceLocation | None = None
         self.opcodes: dict[str, tuple[str, tuple[str, ...]]] = {}
         self.numbers: dict[str, Operand] = {}
+        self.branches: list[int] = []  # places of the tokens of `bra` and `brx`
         self.guards: dict[tuple[Register, bool], Guard] = {}
-        self.scope_labels = _labels_of_scopes(tokens)
+        self.scope_labels = labels_of_scopes(tokens)
 
     def parse(self) -> Body:
         tokens = self.tokens
@@ -109,7 +95,23 @@ class _BodyParser:
                 tokens.position += 1  # an empty statement, left by inline assembly
             else:
                 tokens.fail("an instruction, a label, a directive or `}`")
+        self._check_branches()
         return self.body
+
+    def _check_branches(self) -> None:
+        """Every branch goes to a place in the code; only now are all labels and tables known."""
+        branches = (i for i in self.body.instructions if i.opcode in _BRANCHES)
+        for at, branch in zip(self.branches, branches, strict=True):
+            target = (
+                branch.operands[-1] if len(branch.operands) == _BRANCHES[branch.opcode] else None
+            )
+            if branch.opcode == "bra":
+                if target not in self.body.labels:
+                    self.tokens.fail("a branch to one label in the code", at)
+            elif target not in self.body.branch_targets:
+                self.tokens.fail("a branch with an index and a table of labels", at)
+            elif not all(t in self.body.labels for t in self.body.branch_targets[target]):
+                self.tokens.fail("a branch to a table of labels in the code", at)
 
     def _open(self) -> None:
         index = len(self.body.scopes)
@@ -220,6 +222,8 @@ class _BodyParser:
             opcode, *parts = word.split(".")
             known = self.opcodes[word] = (opcode, tuple(parts))
         opcode, modifiers = known
+        if opcode in _BRANCHES:
+            self.branches.append(tokens.position)
         tokens.position += 1
         while kinds[tokens.position] == DOT:  # `mad .lo.s32`
             modifiers += (texts[tokens.position][1:],)
@@ -386,31 +390,3 @@ class _BodyParser:
                 tokens.fail("a register, a constant, a variable or `_`", at)
             found.append(element)
         return tuple(found)
-
-
-def _labels_of_scopes(tokens: TokenStream) -> dict[int, set[str]]:
-    """The labels of each scope of the body that starts here, by the place of the opening brace.
-
-    Labels must be known before the branches to them are read: a branch in an inner scope may go to
-    a label of an outer one that comes later.
-    """
-    kinds, texts = tokens.kinds, tokens.texts
-    found: dict[int, set[str]] = {}
-    inside: list[int | None] = []  # places of braces; None for those of vectors and initialisers
-    for at in range(tokens.position, len(kinds)):
-        text = texts[at]
-        if text == "{":
-            # a scope's brace starts a statement, the others do not. A number ends a `.loc`
-            starts = texts[at - 1] in (";", "{", "}") or kinds[at - 1] in (LABEL, NUMBER)
-            if not inside or (inside[-1] is not None and starts):
-                inside.append(at)
-                found[at] = set()
-            else:
-                inside.append(None)
-        elif text == "}":
-            inside.pop()
-            if not inside:
-                break
-        elif kinds[at] == LABEL and inside[-1] is not None:
-            found[inside[-1]].add(text)
-    return found

@@ -163,8 +163,7 @@ def parse_parameters(tokens: TokenStream) -> tuple[Parameter, ...]:
     while not tokens.accept(")"):
         if found:
             tokens.expect(",")
-        if not (tokens.accept(".param") or tokens.accept(".reg")):
-            tokens.fail("`.param`")
+        tokens.expect(".param")
         align = tokens.integer() if tokens.accept(".align") else None
         scalar = _scalar_type(tokens)
         pointer, pointer_space, pointer_align = tokens.accept(".ptr"), None, None

@@ -24,6 +24,7 @@ from moejit.emulator.ptx.operands import (
 from moejit.emulator.ptx.types import types_of
 
 __all__ = [
+    "Body",
     "Function",
     "Guard",
     "Instruction",
@@ -242,6 +243,21 @@ class Function:
         """Every register that an instruction names, in the order of the first use."""
         found = dict.fromkeys(r for i in self.instructions for r in i.registers())
         return tuple(found)
+
+
+@dataclass
+class Body:
+    """The fields of a `Function` that its body fills, while it is read."""
+
+    scopes: list[Scope] = field(default_factory=list)
+    instructions: list[Instruction] = field(default_factory=list)
+    declarations: list[RegisterDeclaration] = field(default_factory=list)
+    variables: list[Variable] = field(default_factory=list)
+    pragmas: list[Pragma] = field(default_factory=list)
+    labels: dict[Label, int] = field(default_factory=dict)
+    branch_targets: dict[Label, tuple[Label, ...]] = field(default_factory=dict)
+    call_targets: dict[Label, tuple[Symbol, ...]] = field(default_factory=dict)
+    prototypes: dict[Label, Prototype] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)

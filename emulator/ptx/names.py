@@ -10,10 +10,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Union
 
+from moejit.emulator.ptx.lexer import LABEL, NUMBER, TokenStream
 from moejit.emulator.ptx.operands import Label, Register, SpecialRegister, Symbol
 from moejit.emulator.ptx.types import special_register_type
 
-__all__ = ["Names"]
+__all__ = ["Names", "labels_of_scopes"]
 
 Named = Union[Register, SpecialRegister, Symbol, Label]  # noqa: UP007
 
@@ -87,3 +88,31 @@ class Names:
 def _special(name: str) -> SpecialRegister | None:
     type_ = special_register_type(name)
     return None if type_ is None else SpecialRegister(name, type_)
+
+
+def labels_of_scopes(tokens: TokenStream) -> dict[int, set[str]]:
+    """The labels of each scope of the body that starts here, by the place of the opening brace.
+
+    Labels must be known before the branches to them are read: a branch in an inner scope may go to
+    a label of an outer one that comes later.
+    """
+    kinds, texts = tokens.kinds, tokens.texts
+    found: dict[int, set[str]] = {}
+    inside: list[int | None] = []  # places of braces; None for those of vectors and initialisers
+    for at in range(tokens.position, len(kinds)):
+        text = texts[at]
+        if text == "{":
+            # a scope's brace starts a statement, the others do not. A number ends a `.loc`
+            starts = texts[at - 1] in (";", "{", "}") or kinds[at - 1] in (LABEL, NUMBER)
+            if not inside or (inside[-1] is not None and starts):
+                inside.append(at)
+                found[at] = set()
+            else:
+                inside.append(None)
+        elif text == "}":
+            inside.pop()
+            if not inside:
+                break
+        elif kinds[at] == LABEL and inside[-1] is not None:
+            found[inside[-1]].add(text)
+    return found

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 
-from moejit.emulator.ptx.body import Body, parse_body
+from moejit.emulator.ptx.body import parse_body
 from moejit.emulator.ptx.declarations import (
     parse_file,
     parse_linkage,
@@ -18,7 +18,7 @@ from moejit.emulator.ptx.declarations import (
     parse_pragma,
     parse_variables,
 )
-from moejit.emulator.ptx.ir import Function, Module, Pragma, Section, Variable
+from moejit.emulator.ptx.ir import Body, Function, Module, Pragma, Section, Variable
 from moejit.emulator.ptx.lexer import DOT, END, NUMBER, WORD, TokenStream
 from moejit.emulator.ptx.operands import Symbol
 from moejit.emulator.ptx.types import SPACES

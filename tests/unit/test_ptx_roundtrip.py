@@ -83,7 +83,9 @@ operands = st.one_of(
     st.tuples(symbols, st.integers(0, 99).map(str)).map("+".join),
     listed("(", ")", 0),
 )
-names = st.from_regex(r"[a-z][a-z0-9_]{0,9}", fullmatch=True)
+names = st.from_regex(r"[a-z][a-z0-9_]{0,9}", fullmatch=True).filter(
+    lambda name: name not in ("bra", "brx")  # these need a label
+)
 parts = st.from_regex(r"[A-Za-z0-9_]{1,9}(::[A-Za-z0-9_]{1,9})?", fullmatch=True)
 opcodes = st.tuples(names, st.lists(parts, max_size=6)).map(lambda t: ".".join([t[0], *t[1]]))
 guards = st.one_of(st.just(""), st.tuples(st.sampled_from(["@", "@!"]), predicates).map("".join))
