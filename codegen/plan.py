@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from .problem import MAX_EXPERTS
+
 __all__ = [
     "FinalizeVariant",
     "MoePlan",
@@ -26,6 +28,11 @@ class RouteVariant:
     threads: int = 512
     token_tile: int
     decode_x: bool
+
+    @property
+    def smem_bytes(self) -> int:
+        """Shared memory of a CTA: a counter for each local expert, a partial sum for each warp."""
+        return 4 * MAX_EXPERTS + 4 * self.threads // 32
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,7 +60,7 @@ class Sm90Gemm:
 
     @property
     def smem_bytes(self) -> int:
-        """Shared memory of a CTA, at most: barriers, the list of finished rows, the stages."""
+        """Shared memory of a CTA: barriers and the list of finished rows, then the stages."""
         return 2048 + self.stages * self.stage_bytes
 
     @property
