@@ -1,7 +1,7 @@
 """Is every result right? Runs `moe_nvfp4` on model shapes on a GPU and judges it in float64.
 
 For each case: moe_output is filled with NaN before every run; the result is compared with the
-reference (issue tolerance: |out - ref| <= 2^-7 |ref| + 2^-8 rms(ref) for 99.99 % of the elements,
+reference (tolerance: |out - ref| <= 2^-7 |ref| + 2^-8 rms(ref) for 99.99 % of the elements,
 none beyond 8x). A kernel adds products in another order than the reference, so an intermediate
 value next to a rounding boundary may get the neighbouring FP4 code, which moves a whole output row
 by more than that. So each case is judged in two stages as well: the intermediate's codes and scale

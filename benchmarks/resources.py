@@ -62,11 +62,15 @@ def main() -> None:
                 times = f"{report.seconds:.1f} | {report.seconds / len(report.kernels):.2f}"
                 for kernel in report.kernels:
                     name = kernel.name.removeprefix(source.symbol_prefix + "_").rsplit("_", 1)[0]
-                    smem = {"gemm1": plan.gemm1.smem_bytes, "gemm2": plan.gemm2.smem_bytes}
+                    smem = {
+                        "route": plan.route.smem_bytes,
+                        "gemm1": plan.gemm1.smem_bytes,
+                        "gemm2": plan.gemm2.smem_bytes,
+                    }
                     rows.append(
                         f"| {arch} | {plan.name} | {'det' if deterministic else 'fused'} | {name} "
                         f"| {kernel.registers} | {kernel.stack_bytes} "
-                        f"| {smem.get(name, kernel.static_smem_bytes)} | {kernel.code_bytes} "
+                        f"| {smem.get(name, 0)} | {kernel.code_bytes} "
                         f"| {times} |"
                     )
                     times = " | "
