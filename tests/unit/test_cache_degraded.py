@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import errno
 import json
-import logging
 import os
 import pickle
 import tempfile
@@ -14,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from cache_help import no_build, warnings_of
 from concurrency.worker import FILES, fill, make_key
 
 from moejit.cache import (
@@ -38,15 +38,6 @@ def nothing_warned_yet(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture
 def store(tmp_path: Path) -> Store:
     return Store([tmp_path / "root"], tmp_path / "locks")
-
-
-def no_build(folder: Path) -> None:
-    raise AssertionError("built again")
-
-
-def warnings_of(caplog: pytest.LogCaptureFixture) -> list[str]:
-    records = [r for r in caplog.records if r.name == "moejit.cache"]
-    return [r.getMessage() for r in records if r.levelno >= logging.WARNING]
 
 
 class FullDisk:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import logging
 import os
 import shutil
 import subprocess
@@ -13,6 +12,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from cache_help import no_build, warnings_of
 from concurrency.worker import FILES, fill, make_key
 
 from moejit.cache import BuildInfo, DamagedEntry, Entry, Store, paths, verify
@@ -27,15 +27,6 @@ def nothing_warned_yet(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture
 def store(tmp_path: Path) -> Store:
     return Store([tmp_path / "root"], tmp_path / "locks")
-
-
-def no_build(folder: Path) -> None:
-    raise AssertionError("built again")
-
-
-def warnings_of(caplog: pytest.LogCaptureFixture) -> list[str]:
-    records = [r for r in caplog.records if r.name == "moejit.cache"]
-    return [r.getMessage() for r in records if r.levelno >= logging.WARNING]
 
 
 def test_a_store_without_roots_is_a_mistake() -> None:
